@@ -1,0 +1,46 @@
+# Everything a person or CI does with this project. `make demo` and `make test` start from a bare machine with Python 3.11.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 2
+export RAY_USAGE_STATS_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check bench docs clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv with the exact versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (about two minutes and 6 GB; torch comes with its CUDA libraries and runs without a GPU)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "import torch, torchvision; assert torch.__version__.startswith('2.14.1') and torchvision.__version__.startswith('0.29.2'), (torch.__version__, torchvision.__version__)"
+	@touch $(READY)
+
+demo: $(READY)  ## the whole line: data, search, training, evaluation, report, endpoint   [DATA=folder] [DEMO_KEEP=1]
+	$(BIN)/python -m experiments.demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_KEEP),--keep) $(DEMO_ARGS)
+
+test: $(READY)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -q -m 'not slow' --durations=15
+
+test-slow: $(READY)  ## the slow tests
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY)  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=platform:. $(BIN)/lint-imports --no-cache
+
+bench: $(READY)  ## speed of the step, the memory and the feed, as JSON and Markdown
+	$(BIN)/python -m benchmarks.speed
+
+docs: $(READY)  ## check that the documentation's links and commands are real
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+clean:  ## remove what the other verbs made (not the virtual environment)
+	rm -rf runs dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

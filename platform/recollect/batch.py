@@ -1,0 +1,92 @@
+"""The nouns that flow between data, methods and the platform. Frozen data, no behaviour beyond moving to a device.
+
+Legend: B pictures, H x W pixels, h x w cells of the feature grid, A attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from recollect.config import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """The ordered names behind all indices: domains, box classes (0 is the background), attributes, mask regions."""
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...] = ("background",)
+    attributes: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+
+    def index(self, name: str) -> int:
+        """The index of a domain. Raises ValueError with the known names."""
+        return _index(self.names, name, "domain")
+
+    def class_index(self, name: str) -> int:
+        """The index of a box class. Raises ValueError with the known names."""
+        return _index(self.classes, name, "class")
+
+    def only(self, names: tuple[str, ...]) -> Domains:
+        """The same classes and attributes with these domains, in this order."""
+        for name in names:
+            self.index(name)
+        return replace(self, names=tuple(names))
+
+
+def _index(names: tuple[str, ...], name: str, kind: str) -> int:
+    if name not in names:
+        raise ValueError(f"there is no {kind} {name!r}{did_you_mean(name, names)}")
+    return names.index(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures with what is known of them.
+
+    `slots` are the positions in the JOINT batch over all ranks: random draws are keyed by them, so that one process and N
+    ranks draw the same numbers for the same picture.
+    """
+
+    images: Tensor  # (B, 3, H, W) in [-1, 1]
+    domain: Tensor  # (B,) int64
+    ids: tuple[str, ...]
+    slots: tuple[int, ...]
+    classes: Tensor | None = None  # (B, h, w) int64 on the feature grid; None: nobody annotated these pictures
+    attributes: Tensor | None = None  # (B, A) in {0, 1}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, channels_last: bool = False) -> Batch:
+        """The batch on `device`, its pictures as `dtype`. Only the engine calls this."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        moved = {f.name: v.to(device, non_blocking=True) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved["images"] = moved["images"].to(dtype=dtype or self.images.dtype, memory_format=layout)
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What steers a translation. A method takes what it understands and refuses the rest by name."""
+
+    noise: Tensor | None = None  # the method's own random style; `Translator.sample_guide` draws it
+    exemplar: Tensor | None = None  # (B, 3, H, W): a picture of the target domain whose style is wanted
+    neighbours: Tensor | None = None  # (B, M, 3, H, W): what a retriever found
+    values: Mapping[str, Tensor] | None = None  # class name -> memory values (N_k, C) or (B, N_k, C)
+
+    def given(self) -> tuple[str, ...]:
+        """The names of the guides that are set."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What a translator answers: pictures (B, 3, H, W) in [-1, 1], and named extras (a memory map, an attention mask)."""
+
+    images: Tensor
+    extras: Mapping[str, Tensor]

@@ -1,0 +1,205 @@
+"""The bundle: the one artefact that training writes and everything else reads.
+
+A bundle is a directory:
+
+    config.json         the Run
+    model.safetensors   weights and buffers
+    ema.safetensors     averaged weights and copied buffers, where the run kept them
+    metrics.jsonl       one JSON object a line: the history
+    manifest.json       SHA-256 of every other file, the code's version, domains, digests of data and of parent bundles
+    README.md           the card
+    training.*          only in checkpoints: optimiser state and the step, so that training goes on bit-equal
+
+Nothing in it is a pickle. Opening one builds only methods that the catalogue lists; it never imports a name found inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import recollect
+from recollect.batch import Domains
+from recollect.config import Run, find_method
+from recollect.trainable import Trainable
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle."""
+
+    path: Path
+    run: Run
+    domains: Domains
+    manifest: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the digests of all files: the identity of this bundle."""
+        return str(self.manifest["digest"])
+
+    def state(self, which: str = "best") -> dict[str, Tensor]:
+        """Weights and buffers by name: `model`, `ema`, or `best` (EMA where it exists)."""
+        name = {"model": "model", "ema": "ema"}.get(which) or ("ema" if (self.path / "ema.safetensors").exists() else "model")
+        return load_file(self.path / f"{name}.safetensors")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The history, oldest first."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def build(self, which: str = "best") -> Trainable:
+        """The method with its weights, on the CPU, in evaluation mode."""
+        model: Trainable = find_method(self.run.model.name)(self.run.model, self.domains)
+        model.load_state_dict(self.state(which), strict=True)
+        return model.eval()
+
+
+def write(
+    path: str | os.PathLike[str],
+    run: Run,
+    domains: Domains,
+    model: Mapping[str, Tensor],
+    *,
+    ema: Mapping[str, Tensor] | None = None,
+    metrics: Iterable[Mapping[str, Any]] = (),
+    parents: Mapping[str, str] | None = None,
+    card: str = "",
+    extra: Mapping[str, bytes] | None = None,
+) -> Bundle:
+    """Write a bundle so that a reader sees the old one or the new one, never a half.
+
+    Args:
+        path: a local directory; replaced when it exists.
+        model, ema: state dictionaries.
+        parents: name -> digest of what this was made from (the data, a frozen encoder's bundle).
+        extra: further files by name (a checkpoint's optimiser state).
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        (work / "config.json").write_text(run.model_dump_json(indent=2) + "\n")
+        save_file(_own(model), work / "model.safetensors")
+        if ema is not None:
+            save_file(_own(ema), work / "ema.safetensors")
+        (work / "metrics.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in metrics))
+        (work / "README.md").write_text(card or f"# {run.name}\n")
+        for name, content in (extra or {}).items():
+            (work / name).write_bytes(content)
+        files = {item.name: _sha256(item) for item in sorted(work.iterdir())}
+        manifest = {
+            "format": FORMAT,
+            "recollect": recollect.__version__,
+            "method": run.model.name,
+            "domains": asdict(domains),
+            "parents": dict(parents or {}),
+            "files": files,
+            "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+        }
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        work.chmod(0o755)
+        _replace(work, final)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return open_bundle(final, verify=False)
+
+
+def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _replace(new: Path, final: Path) -> None:
+    if not final.exists():
+        new.rename(final)
+        return
+    old = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}-old")
+    final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def open_bundle(uri: str | os.PathLike[str], verify: bool = True) -> Bundle:
+    """Open a bundle from a local path or any `pyarrow.fs` URI (copied to a cache first).
+
+    Raises ValueError when it is no bundle, a file is missing or altered, or its method is not in the catalogue.
+    """
+    path = localise(uri)
+    if not (path / "manifest.json").exists():
+        found = ", ".join(sorted(item.name for item in list_bundles(path))) if path.is_dir() else ""
+        inside = f"; bundles inside it: {found}" if found else ""
+        raise ValueError(f"{uri} is no bundle: it has no manifest.json{inside}")
+    manifest = json.loads((path / "manifest.json").read_text())
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{uri} has bundle format {manifest.get('format')!r}; this version of recollect reads {FORMAT}")
+    if verify:
+        _verify(path, manifest)
+    names = {key: tuple(value) for key, value in manifest["domains"].items()}
+    run = Run.model_validate_json((path / "config.json").read_text())
+    return Bundle(path, run, Domains(**names), manifest)
+
+
+def _verify(path: Path, manifest: Mapping[str, Any]) -> None:
+    for name, digest in manifest["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"{path}: the manifest names {name!r}, which is no plain file name")
+        if not (path / name).exists():
+            raise ValueError(f"{path}: {name} is missing")
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{path}: {name} is not the file that was written (its SHA-256 differs)")
+
+
+def list_bundles(folder: str | os.PathLike[str]) -> list[Path]:
+    """The bundles directly inside a local folder, by name."""
+    return sorted(item.parent for item in Path(folder).glob("*/manifest.json") if (item.parent / "config.json").exists())
+
+
+def copy(source: str | os.PathLike[str], target: str) -> None:
+    """Copy a bundle's files to a local path or any `pyarrow.fs` URI; the manifest goes last, so a half copy is no bundle."""
+    bundle = open_bundle(source)
+    filesystem, root = filesystem_of(target)
+    if filesystem.get_file_info(root).type == fs.FileType.Directory:
+        filesystem.delete_dir_contents(root)
+    filesystem.create_dir(root, recursive=True)
+    for name in [*bundle.manifest["files"], "manifest.json"]:
+        with filesystem.open_output_stream(f"{root}/{name}") as stream:
+            stream.write((bundle.path / name).read_bytes())
+
+
+def filesystem_of(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+    """The filesystem and path of a local path or URI (`s3://`, `gs://`, `file://`)."""
+    text = os.fspath(uri)
+    if "://" in text:
+        filesystem, path = fs.FileSystem.from_uri(text)
+        return filesystem, path.rstrip("/")
+    return fs.LocalFileSystem(), os.path.abspath(text)
+
+
+def localise(uri: str | os.PathLike[str]) -> Path:
+    """A local directory with the files of `uri`; remote ones are copied to a temporary cache."""
+    filesystem, root = filesystem_of(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return Path(root)
+    cache = Path(tempfile.mkdtemp(prefix="recollect-bundle-"))
+    fs.copy_files(root, str(cache), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+    return cache
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

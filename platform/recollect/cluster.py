@@ -1,0 +1,111 @@
+"""The one door to Ray for everything that is not training, search or serving: how a driver finds or starts a cluster."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+logger = logging.getLogger("recollect")
+
+PACKAGES = ("recollect", "trainables", "serve", "experiments")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection. `local` clusters were started by this driver and end with it."""
+
+    address: str
+    local: bool
+    cpus: float
+    gpus: float
+
+
+def connect(address: str | None = None, *, cpus: int | None = None, dashboard: bool = False, env: dict[str, str] | None = None) -> Cluster:
+    """Connect to a Ray cluster, or start one on this machine.
+
+    Args:
+        address: `local` starts a private one; None joins what RAY_ADDRESS names or what runs on this machine, else starts a
+            private one; anything else is a cluster's address.
+        cpus: of a private cluster; None: as many as the machine has.
+        dashboard: start the dashboard of a private cluster (Ray Train inside Ray Tune needs its state API).
+        env: environment variables of all workers.
+
+    A joined cluster gets this driver's own code by `py_modules`, so that nodes never run a stale copy; their dependencies are
+    installed already.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # each report otherwise costs two seconds
+    variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"], **(env or {})}
+    for name in ("RECOLLECT_CATALOGUE", "PYTHONPATH"):
+        if name in os.environ:
+            variables.setdefault(name, os.environ[name])
+    if address == "local" or (address is None and not _running()):
+        return _start(cpus, dashboard, variables)
+    variables.pop("PYTHONPATH", None)  # a path of this machine means nothing on another
+    runtime_env = {"env_vars": variables, "py_modules": [importlib.import_module(name) for name in PACKAGES]}
+    context = ray.init(address=address or "auto", runtime_env=runtime_env, log_to_driver=True)
+    found = str(context.address_info["gcs_address"])
+    logger.info("joined the Ray cluster at %s (address 'local' would start a private one)", found)
+    return _described(found, local=False)
+
+
+def _running() -> bool:
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return bool(canonicalize_bootstrap_address("auto"))
+    except Exception:
+        return False
+
+
+def _start(cpus: int | None, dashboard: bool, variables: dict[str, str]) -> Cluster:
+    options: dict[str, Any] = {"include_dashboard": dashboard}
+    if dashboard:
+        port = free_port()
+        options["dashboard_port"] = port
+        variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # or a second Ray on this machine confuses the state API
+    # Ray's sockets live below this folder, and their paths may not pass 107 bytes.
+    folder = tempfile.mkdtemp(prefix="recollect-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    context = ray.init(
+        address="local",
+        num_cpus=cpus,
+        _temp_dir=folder,
+        object_store_memory=300_000_000,
+        runtime_env={"env_vars": variables},
+        logging_level=logging.WARNING,
+        **options,
+    )
+    if dashboard:
+        logger.info("Ray's dashboard: http://%s", context.address_info.get("webui_url"))
+    return _described(str(context.address_info["gcs_address"]), local=True)
+
+
+def _described(address: str, local: bool) -> Cluster:
+    have = ray.cluster_resources()
+    return Cluster(address, local, have.get("CPU", 0.0), have.get("GPU", 0.0))
+
+
+def require(cpus: float, gpus: float, what: str) -> None:
+    """Raise ValueError where the cluster can never hold this; Ray itself would wait for ever."""
+    have = ray.cluster_resources()
+    if have.get("CPU", 0) < cpus or have.get("GPU", 0) < gpus:
+        raise ValueError(
+            f"{what} needs {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {have.get('CPU', 0):g} and {have.get('GPU', 0):g}. "
+            "Take fewer workers, fewer CPUs a worker, or a larger cluster"
+        )
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,292 @@
+"""Everything that determines a run, as frozen data, and the one way to change it.
+
+A `Run` is JSON: data, model (a union by `name`), weights, optimisers, engine, evaluation, seed. `overlay(run, changes)` is
+used by the command line (`a.b=c` strings), by Ray Tune (dotted names to values) and by recipes (nested dictionaries).
+Unknown or ill-typed names are errors that list what exists.
+
+Search ranges stand beside the defaults: `temperature: Annotated[float, Range(0.01, 1, log=True)] = 0.1`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+CATALOGUE = "trainables.catalogue:METHODS"  # where methods are listed; reached by name, so that nothing imports upward
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A search range for a number. `shape=True` marks fields that change the shapes of tensors (PBT refuses those)."""
+
+    low: float
+    high: float
+    log: bool = False
+    shape: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A search range over named options."""
+
+    options: tuple[Any, ...]
+    shape: bool = False
+
+
+class Frozen(BaseModel):
+    """Base of every configuration: immutable, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Frozen):
+    """Which pictures, and how they are cut. Sizes are pixels of the square crop the networks see."""
+
+    store: str = ""
+    domains: tuple[str, ...] = ()
+    size: Annotated[int, Field(ge=16)] = 64
+    short_side: int | None = None  # resize the short side to this before cropping; None: to `size`
+    flip: bool = True
+    limit: int | None = None  # at most so many training pictures a domain
+
+
+class ModelConfig(Frozen):
+    """Base of every method's configuration; `name` is its name in the catalogue."""
+
+    name: str
+
+    def suited_to(self, classes: tuple[str, ...]) -> Self:
+        """This configuration for a store with these classes. Recipes call it; constructors stay strict."""
+        return self
+
+
+class Weights(Frozen):
+    """Base of every method's loss weights: one float per term, by the term's own name. Zero: not computed."""
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for name, value in self:
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"weights.{name} is {value}; a weight is a finite number, at least 0")
+        return self
+
+
+class Optimiser(Frozen):
+    """One net's optimiser. `hold` is the share of the run with a constant rate; then it falls linearly to zero."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Annotated[float, Range(5e-5, 1e-3, log=True), Field(gt=0)] = 1e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    weight_decay: float = 1e-4
+    hold: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class Engine(Frozen):
+    """How the loop runs. `batch_size` is the JOINT batch per domain over all ranks, so results do not depend on their number."""
+
+    steps: Annotated[int, Field(ge=0)] = 1000
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    log_every: Annotated[int, Field(ge=1)] = 20
+    evaluate_every: Annotated[int, Field(ge=0)] = 0  # 0: only at the end
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0  # 0: only at the end
+    sample_every: Annotated[int, Field(ge=0)] = 0  # sample grids; 0: at every evaluation
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0: none are kept
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    channels_last: bool = False
+    device: str = "auto"
+    threads: int = 0  # torch threads a process; 0: torch's own choice
+
+
+class Evaluation(Frozen):
+    """What the validation split is judged by. `metric` drives schedulers and the best checkpoint."""
+
+    metric: str = "auto"  # scene_error where the store has truth, feature_distance where it has not
+    source: str = ""  # translate from this domain ...
+    target: str = ""  # ... to this one; empty: the run's first two domains
+    pictures: Annotated[int, Field(ge=1)] = 24
+    content_floor: Annotated[float, Field(ge=0, le=1)] = 0.4  # below this `content_kept` a translation is no translation
+
+
+class Run(Frozen):
+    """Everything that determines a run."""
+
+    name: str = "run"
+    data: Data = Data()
+    model: SerializeAsAny[ModelConfig]
+    weights: SerializeAsAny[Weights]
+    optimisers: dict[str, Optimiser] = {"default": Optimiser()}
+    engine: Engine = Engine()
+    evaluation: Evaluation = Evaluation()
+    seed: int = 0
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("model",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_method(cls, value: Any) -> Any:
+        """Build `model` and `weights` with the classes of the method that `model.name` names."""
+        if not isinstance(value, Mapping):
+            return value
+        value = dict(value)
+        model = value.get("model")
+        if isinstance(model, Mapping):
+            method = find_method(str(model.get("name", "")))
+            value["model"] = method.Config.model_validate(dict(model))
+            weights = value.get("weights", {})
+            value["weights"] = method.Weights.model_validate(dict(weights)) if isinstance(weights, Mapping) else weights
+        return value
+
+    @field_validator("optimisers")
+    @classmethod
+    def _has_default(cls, value: dict[str, Optimiser]) -> dict[str, Optimiser]:
+        if "default" not in value:
+            raise ValueError("optimisers needs the entry 'default', which serves every net without one of its own")
+        return value
+
+    def optimiser(self, net: str) -> Optimiser:
+        """The optimiser of the net with that name."""
+        return self.optimisers.get(net, self.optimisers["default"])
+
+    def direction(self) -> tuple[str, str]:
+        """The (source, target) domains that evaluation translates between."""
+        source = self.evaluation.source or self.data.domains[0]
+        target = self.evaluation.target or next(name for name in self.data.domains if name != source)
+        return source, target
+
+
+def resolve(name: str) -> Any:
+    """The object behind `module:attribute`, as uvicorn names applications.
+
+    Raises ValueError with what the module offers when there is no such attribute.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"{name!r} is not of the form module:name, for instance experiments.streets:sunny_night")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise ValueError(f"there is no module {module_name!r} (from {name!r})") from None
+        raise
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ValueError(f"{module_name} has no {attribute!r}{did_you_mean(attribute, public)}")
+    return getattr(module, attribute)
+
+
+def methods() -> dict[str, str]:
+    """The catalogue: method name -> `module:Class`."""
+    listed: dict[str, str] = resolve(os.environ.get("RECOLLECT_CATALOGUE", CATALOGUE))
+    return listed
+
+
+def find_method(name: str) -> Any:
+    """The Trainable class that the catalogue lists under `name`. Only listed classes are ever built."""
+    listed = methods()
+    if name not in listed:
+        raise ValueError(f"there is no method {name!r}{did_you_mean(name, listed)}")
+    return resolve(listed[name])
+
+
+def preset(name: str, **sections: Any) -> Run:
+    """A Run from `method:preset` (for instance `mguit:tiny`), with sections changed by nested dictionaries.
+
+    Example: `preset("mguit:tiny", data={"store": "runs/streets", "domains": ("sunny", "night")})`.
+    """
+    method_name, _, preset_name = name.partition(":")
+    method = find_method(method_name)
+    known: dict[str, dict[str, Any]] = method.presets
+    preset_name = preset_name or next(iter(known))
+    if preset_name not in known:
+        raise ValueError(f"{method_name} has no preset {preset_name!r}{did_you_mean(preset_name, known)}")
+    start = merge({"model": {"name": method_name}}, known[preset_name])
+    return Run.model_validate(merge(start, sections))
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, dictionary by dictionary.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    result = dict(base)
+    for key, value in change.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def overlay(run: Run, changes: Mapping[str, Any] | Iterable[str]) -> Run:
+    """`run` with fields changed.
+
+    Args:
+        run: where to start; it is not changed.
+        changes: `["engine.steps=500"]`, `{"engine.steps": 500}` or `{"engine": {"steps": 500}}`.
+
+    Raises:
+        ValueError: a name that does not exist (with the names that do) or a value of the wrong type.
+    """
+    if not isinstance(changes, Mapping):
+        changes = dict(_parse(text) for text in changes)
+    data = run.model_dump()
+    for name, value in _flatten(changes):
+        _assign(run, data, name.split("."), value)
+    try:
+        return Run.model_validate(data)
+    except ValidationError as error:
+        details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors())
+        raise ValueError(f"the changed run is not valid: {details}") from None
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"{text!r} is not of the form name=value, for instance engine.steps=500")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value
+
+
+def _flatten(changes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in changes.items():
+        name = f"{prefix}{key}"
+        flat += _flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return flat
+
+
+def _assign(run: Run, data: dict[str, Any], path: list[str], value: Any) -> None:
+    if path == ["model", "name"]:  # another method: its own defaults, not the old one's fields
+        if value != data["model"]["name"]:
+            data["model"], data["weights"] = {"name": value}, {}
+        return
+    here, seen = data, "run"
+    for depth, key in enumerate(path):
+        if seen == "run.optimisers" and key not in here:  # a net's own optimiser starts from the default one
+            here[key] = dict(here["default"])
+        if key not in here:
+            raise ValueError(f"{seen} has no {key!r} (from {'.'.join(path)!r}){did_you_mean(key, here)}")
+        if depth == len(path) - 1:
+            if isinstance(here[key], dict):
+                raise ValueError(f"{'.'.join(path)!r} is a section{did_you_mean('', here[key], '; it holds: ')}")
+            here[key] = value
+            return
+        if not isinstance(here[key], dict):
+            raise ValueError(f"{seen}.{key} is a value, not a section (from {'.'.join(path)!r})")
+        here, seen = here[key], f"{seen}.{key}"
+
+
+def did_you_mean(name: str, known: Iterable[str], lead: str = "; known: ") -> str:
+    """The tail of an error message: the closest known name, then all of them."""
+    names = sorted(str(key) for key in known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint}{lead}{', '.join(names) or 'nothing'}"

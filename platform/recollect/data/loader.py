@@ -1,0 +1,198 @@
+"""Batches from a store, as a pure function of (seed, step, rank, world).
+
+Every domain is read in its own seeded, shuffled epochs: slot s of step t is position p = t * batch_size + s, which is entry
+p % n of the permutation keyed by (seed, domain, p // n). Crops and flips are keyed by position too. So N ranks together see
+what one process sees, and to resume at step t is to ask for step t.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from recollect.batch import Batch
+from recollect.config import Data
+from recollect.data.store import Store
+from recollect.data.transforms import Sample, joint_crop, rasterise, to_unit
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Feed:
+    """The training pictures of one rank.
+
+    Args:
+        store: where the pictures are.
+        data: which domains (none: all of the store's), how they are cut, at most how many of each.
+        batch_size: the JOINT batch per domain over all ranks; a multiple of `world`.
+        stride: pixels per cell of the class maps; divides `data.size`.
+        seed: of orders, crops and flips.
+        rank, world: this process, and how many there are.
+        split: which part of the store; `data.limit` applies to "train" only.
+        workers: threads that decode ahead in `stream`; 0: none.
+
+    Raises ValueError for unknown names, a domain without pictures, and numbers that do not divide.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        data: Data,
+        batch_size: int,
+        stride: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        split: str = "train",
+        workers: int = 2,
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(
+                f"a joint batch of {batch_size} does not divide over {world} ranks; take {world * -(-batch_size // world)}"
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not one of 0..{world - 1}")
+        _check_cut(data.size, stride, data.short_side)
+        self.store, self.data, self.stride, self.seed, self.workers = store, data, stride, seed, workers
+        self.batch_size = batch_size
+        share = batch_size // world
+        self.slots = tuple(range(rank * share, (rank + 1) * share))
+        self.domains = store.domains.only(data.domains or store.domains.names)
+        self.ids = {name: self._select(split, name) for name in self.domains.names}
+
+    def _select(self, split: str, domain: str) -> tuple[str, ...]:
+        ids = self.store.ids(split, domain)
+        if not ids:
+            raise ValueError(f"domain {domain!r} has no {split} picture in {self.store.uri}; it has {self.store.manifest.counts}")
+        if split != "train" or self.data.limit is None or self.data.limit >= len(ids):
+            return ids
+        if self.data.limit < 1:
+            raise ValueError(f"data.limit is {self.data.limit}; it must be at least 1, or null for all pictures")
+        # The first of one shuffled order that no seed changes: seeds compare on the same pictures, small limits are subsets.
+        return tuple(ids[index] for index in _permutation(f"limit/{domain}", len(ids))[: self.data.limit])
+
+    def batches(self, step: int) -> tuple[Batch, ...]:
+        """One batch per domain, in the run's order, for this step and rank."""
+        return tuple(self._batch(index, step) for index in range(len(self.domains.names)))
+
+    def _batch(self, index: int, step: int) -> Batch:
+        domain = self.domains.names[index]
+        ids = self.ids[domain]
+        chosen, samples = [], []
+        for slot in self.slots:
+            epoch, entry = divmod(step * self.batch_size + slot, len(ids))
+            order = _permutation(f"{self.seed}/order/{domain}/{epoch}", len(ids))
+            chosen.append(ids[order[entry]])
+            generator = torch.Generator().manual_seed(_key(f"{self.seed}/crop/{domain}/{epoch}/{entry}"))
+            samples.append(self._sample(chosen[-1], generator))
+        return _collate(self.store, samples, chosen, self.slots, [index] * len(chosen), self.stride)
+
+    def _sample(self, id: str, generator: torch.Generator) -> tuple[Sample, Tensor | None]:
+        record, data = self.store.record(id), self.data
+        sample = joint_crop(record, data.size, data.short_side, data.flip, generator, classes=self.store.domains.classes)
+        return sample, _attributes(self.store, record.attributes)
+
+    def stream(self, start: int, stop: int) -> Iterator[tuple[int, tuple[Batch, ...]]]:
+        """(step, batches) for start <= step < stop, in order, decoded ahead by threads; closing it early stops them."""
+        steps = range(start, stop)
+        with closing(in_order(self.batches, steps, self.workers)) as batches:
+            yield from zip(steps, batches, strict=True)
+
+
+def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Generator[_Result, None, None]:
+    """`map(function, items)` computed ahead by threads, a few items each and no more; closing it early stops them.
+
+    `workers` 0 computes in the caller's thread, when asked.
+    """
+    if not workers:
+        yield from map(function, items)
+        return
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="recollect-ahead")
+    ahead: deque[Future[_Result]] = deque()
+    waiting = iter(items)
+    try:
+        ahead.extend(executor.submit(function, item) for item in islice(waiting, 2 * workers))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(executor.submit(function, item) for item in islice(waiting, 1))
+            yield result
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def fixed_batch(
+    store: Store,
+    ids: Sequence[str],
+    size: int,
+    stride: int,
+    short_side: int | None = None,
+    *,
+    domains: Sequence[str] | None = None,
+) -> Batch:
+    """These pictures, cut at the centre and never mirrored: for validation and sample grids.
+
+    `domains` gives the order behind `Batch.domain` (a run's `data.domains`); None: the store's.
+    """
+    _check_cut(size, stride, short_side)
+    order = store.domains.only(tuple(domains or store.domains.names))
+    records = store.records(ids)
+    samples = [
+        (joint_crop(record, size, short_side, classes=order.classes), _attributes(store, record.attributes)) for record in records
+    ]
+    return _collate(store, samples, ids, range(len(ids)), [order.index(record.domain) for record in records], stride)
+
+
+def _check_cut(size: int, stride: int, short_side: int | None) -> None:
+    if size % stride:
+        raise ValueError(f"pictures of {size} pixels do not divide into cells of {stride}; take {-(-size // stride) * stride}")
+    if short_side is not None and short_side < size:
+        raise ValueError(f"data.short_side is {short_side}, below data.size {size}; give at least {size}, or null")
+
+
+def _attributes(store: Store, given: dict[str, int] | None) -> Tensor | None:
+    names = store.domains.attributes
+    return torch.tensor([float((given or {})[name]) for name in names]) if names else None
+
+
+def _collate(
+    store: Store,
+    samples: Sequence[tuple[Sample, Tensor | None]],
+    ids: Sequence[str],
+    slots: Sequence[int],
+    domain: Sequence[int],
+    stride: int,
+) -> Batch:
+    images = to_unit(torch.stack([sample.image.as_subclass(Tensor) for sample, _ in samples]))  # (B, 3, size, size)
+    classes = None
+    if store.manifest.annotated:  # a picture without boxes in an annotated store is background all over
+        classes = torch.stack([rasterise(sample.boxes, sample.labels, images.shape[-1], stride) for sample, _ in samples])
+    rows = [row for _, row in samples if row is not None]
+    return Batch(
+        images=images,
+        domain=torch.tensor(domain, dtype=torch.int64),
+        ids=tuple(ids),
+        slots=tuple(slots),
+        classes=classes,
+        attributes=torch.stack(rows) if rows else None,
+    )
+
+
+def _key(text: str) -> int:
+    """A 63-bit seed for a torch generator."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@lru_cache(maxsize=64)  # an epoch's order is asked for once a picture
+def _permutation(key: str, length: int) -> tuple[int, ...]:
+    return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(_key(key))).tolist())

@@ -1,0 +1,284 @@
+"""Search on Ray Tune: Optuna proposes, ASHA stops, every trial is the one training loop.
+
+A trial that fits one device is a plain Tune function around the engine; with more workers a trial drives a Ray Train run. A
+search's directory:
+
+    study.journal     Optuna's journal (optuna-dashboard opens it)
+    tune/             Ray Tune's own state and the trials
+    trials.parquet    one row a trial: settings, objective, metrics, status
+    winner/           the best trial's bundle;  winner-checkpoint/  the same trial's state, to train it further
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import ray
+import ray.train
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from pyarrow import fs
+from ray import tune
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from recollect import bundle as bundles
+from recollect.cluster import require
+from recollect.config import Choice, Run, overlay
+from recollect.search.space import Spread, choose, inside
+from recollect.training import launch
+from recollect.training.session import train as train_here
+
+logger = logging.getLogger("recollect")
+
+OBJECTIVE = "objective"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched and how.
+
+    Args:
+        run: where every trial starts; its `engine.steps` are the longest trial, `engine.evaluate_every` the first rung of ASHA.
+        over: names or globs of searchable fields.
+        trials: how many settings are tried; the first is the run's own.
+        directory: where everything goes; all nodes reach it.
+        mode: `min` or `max` of the objective (the validator's).
+        workers: per trial; above 1 a trial is a Ray Train run.
+        cpus, gpus: per worker.
+        concurrent: trials at a time; 0: as many as the cluster holds.
+        reduction: ASHA keeps one trial of so many at every rung.
+    """
+
+    run: Run
+    over: Sequence[str]
+    trials: int
+    directory: Path
+    mode: str = "min"
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    concurrent: int = 0
+    reduction: int = 2
+    seed: int = 0
+    fields: dict[str, tuple[Spread, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", choose(self.run, self.over))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished search: the table of trials, and the winner's bundle and checkpoint."""
+
+    table: pd.DataFrame
+    winner: Path
+    checkpoint: Path
+    changes: dict[str, Any]
+
+
+def search(plan: Search, resume: bool = False) -> Outcome:
+    """Run a search on the Ray cluster that this process is connected to.
+
+    Args:
+        resume: go on with the search in `plan.directory`: finished trials stay, unfinished ones continue from their checkpoints.
+
+    Raises ValueError where a trial does not fit the cluster, the directory holds a search already, or every trial failed.
+    """
+    require(plan.workers * plan.cpus, plan.workers * plan.gpus, "a trial")
+    directory = plan.directory.absolute()
+    experiment = directory / "tune"
+    if experiment.exists() and not resume:
+        raise ValueError(f"{directory} holds a search already; go on with it (--resume), or choose another --storage")
+    directory.mkdir(parents=True, exist_ok=True)
+    trial = _trainable(plan, directory)
+    if resume and tune.Tuner.can_restore(str(experiment)):
+        tuner = tune.Tuner.restore(str(experiment), trainable=trial, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = _tuner(plan, trial, directory)
+    grid = tuner.fit()
+    return _conclude(plan, grid, directory)
+
+
+def _tuner(plan: Search, trial: Callable[..., Any], directory: Path) -> tune.Tuner:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    engine = plan.run.engine
+    own = {name: inside(spread, value) for name, (spread, value) in plan.fields.items()}
+    algorithm = OptunaSearch(
+        metric=OBJECTIVE,
+        mode=plan.mode,
+        points_to_evaluate=[own],
+        sampler=optuna.samplers.TPESampler(seed=plan.seed, multivariate=True, n_startup_trials=max(4, plan.trials // 4)),
+        study_name=directory.name,
+        storage=JournalStorage(JournalFileBackend(str(directory / "study.journal"))),
+    )
+    scheduler = ASHAScheduler(
+        metric=OBJECTIVE,
+        mode=plan.mode,
+        time_attr="step",  # ours: it goes on after a restart, where Tune's own counter starts again
+        max_t=engine.steps + 1,  # + 1: a trial that reaches its last step ends by itself, and is not killed while it reports
+        grace_period=engine.evaluate_every or engine.steps,
+        reduction_factor=plan.reduction,
+    )
+    return tune.Tuner(
+        trial,
+        param_space={name: _domain(spread, value) for name, (spread, value) in plan.fields.items()},
+        tune_config=tune.TuneConfig(
+            search_alg=algorithm,
+            scheduler=scheduler,
+            num_samples=plan.trials,
+            max_concurrent_trials=plan.concurrent or _concurrent(plan),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),  # not every parameter's name and value
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(directory),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[_Progress(plan.trials)],
+        ),
+    )
+
+
+def _concurrent(plan: Search) -> int:
+    have = ray.cluster_resources()
+    fits = have.get("CPU", 1) // (plan.workers * plan.cpus)
+    if plan.gpus:
+        fits = min(fits, have.get("GPU", 0) // (plan.workers * plan.gpus))
+    return max(1, int(fits))
+
+
+def _domain(spread: Spread, value: Any) -> Any:
+    if isinstance(spread, Choice):
+        return tune.choice(list(spread.options))
+    if isinstance(value, int):
+        low, high = int(spread.low), int(spread.high) + 1
+        return tune.lograndint(low, high) if spread.log else tune.randint(low, high)
+    return tune.loguniform(spread.low, spread.high) if spread.log else tune.uniform(spread.low, spread.high)
+
+
+def _trainable(plan: Search, directory: Path) -> Callable[..., Any]:
+    fixed = {"run": plan.run.model_dump_json(), "directory": str(directory)}
+    if plan.workers == 1:
+        each = {"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {})
+        return tune.with_resources(tune.with_parameters(_plain_trial, fixed=fixed), each)
+    fixed["resources"] = json.dumps([plan.workers, plan.cpus, plan.gpus])
+    return tune.with_resources(tune.with_parameters(_driver_trial, fixed=fixed), {"CPU": 0.01})  # Tune refuses 0
+
+
+def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
+    """One trial in this process."""
+    run = _run_of(config, fixed)
+    work = Path(tempfile.mkdtemp(prefix="recollect-trial-"))
+    state = work / "state"
+    try:
+        newest = tune.get_checkpoint()
+        if newest is not None:
+            newest.to_directory(str(state))
+
+        def report(metrics: dict[str, float], _: Path | None) -> None:
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
+
+        train_here(run, state, resume=True, report=report)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
+    """One trial as a Ray Train run; this function only drives it."""
+    workers, cpus, gpus = json.loads(fixed["resources"])
+    launch.train(
+        _run_of(config, fixed),
+        storage=str(Path(fixed["directory"]) / "train"),
+        name=str(tune.get_context().get_trial_id()),  # stable: the same trial, restarted, goes on
+        resources=launch.Resources(workers, cpus, gpus),
+        callbacks=[TuneReportCallback()],
+    )
+
+
+def _run_of(config: dict[str, Any], fixed: dict[str, str]) -> Run:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return overlay(Run.model_validate_json(fixed["run"]), config)
+
+
+class _Progress(tune.Callback):
+    """One line for every evaluation of every trial."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials, self.numbers = trials, {}
+
+    numbers: dict[str, int]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+        settings = "  ".join(f"{name.split('.', 1)[-1]}={_short(value)}" for name, value in trial.config.items())
+        logger.info("trial %d/%d starts: %s", number, self.trials, settings)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if OBJECTIVE in result:
+            number = self.numbers.get(trial.trial_id, 0)
+            logger.info("trial %d/%d step %d: %s %.4f", number, self.trials, result["step"], OBJECTIVE, result[OBJECTIVE])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        logger.warning("trial %d/%d failed: see %s", self.numbers.get(trial.trial_id, 0), self.trials, trial.error_file)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _conclude(plan: Search, grid: tune.ResultGrid, directory: Path) -> Outcome:
+    rows = [_row(plan, result) for result in grid]
+    table = pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=plan.mode == "min", ignore_index=True)
+    if table[OBJECTIVE].isna().all():
+        errors = "; ".join(str(error).strip().splitlines()[-1] for error in grid.errors[:3])
+        raise ValueError(f"every trial failed: {errors or 'no trial reported'} (details below {directory / 'tune'})")
+    partial = directory / ".trials.parquet"
+    table.to_parquet(partial, index=False)
+    os.replace(partial, directory / "trials.parquet")
+    first = table.iloc[0]
+    work = Path(tempfile.mkdtemp(prefix="recollect-winner-"))
+    try:
+        filesystem, root = bundles.filesystem_of(first["checkpoint"])
+        fs.copy_files(root, str(work), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+        bundles.copy(work / "best", str(directory / "winner"))
+        bundles.copy(work / "last", str(directory / "winner-checkpoint"))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    changes = {name: _plain(first[f"config/{name}"]) for name in plan.fields}
+    logger.info("winner: trial %s with %s %.4f -> %s", first["trial"], OBJECTIVE, first[OBJECTIVE], directory / "winner")
+    return Outcome(table, directory / "winner", directory / "winner-checkpoint", changes)
+
+
+def _row(plan: Search, result: Any) -> dict[str, Any]:
+    history = result.metrics_dataframe
+    best = float("nan")
+    if history is not None and OBJECTIVE in history:
+        best = float(history[OBJECTIVE].min() if plan.mode == "min" else history[OBJECTIVE].max())
+    metrics = result.metrics or {}
+    checkpoint = metrics.get(CHECKPOINT_PATH_KEY) or (result.checkpoint.path if result.checkpoint else None)
+    step = int(metrics.get("step", 0))
+    status = "failed" if result.error else "finished" if step >= plan.run.engine.steps else "stopped by ASHA"
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and k not in ("step", OBJECTIVE, "time_this_iter_s")}
+    return {
+        **{"trial": metrics.get("trial_id", ""), OBJECTIVE: best, "status": status, "step": step},
+        **{f"config/{name}": (metrics.get("config") or result.config or {}).get(name) for name in plan.fields},
+        **{name: value for name, value in numbers.items() if not name.startswith("time_")},
+        **{"seconds": float(metrics.get("time_total_s", 0.0)), "checkpoint": checkpoint},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

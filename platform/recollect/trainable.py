@@ -1,0 +1,143 @@
+"""What every method promises, and what it may rely on.
+
+A `Trainable` knows the mathematics of one paper and nothing of devices, ranks, disks or Ray. It promises:
+
+1. `phases()` lists its updates in order. A phase's parts are (nets, terms): the gradient of a part's terms reaches only its
+   nets. Net names are names of direct children of the module.
+2. Terms are means over samples, unweighted, and every term has a weight of the same name in `Weights`; a term whose weight
+   is zero is not computed (`step.wants(name)`).
+3. Every random number comes from `step.draws`, keyed by (seed, step, name, slot): the same on one rank or on many.
+4. Every sum over samples that is not a mean over the batch (a memory write) goes through `step.reduce` BEFORE it is
+   normalised, so that N ranks with a batch of B take the step that one process takes with N * B. What cannot obey (batch
+   statistics, an image pool) is listed in the docstring of the method.
+5. State that gradients do not write lives in persistent buffers and changes only in `after_step`.
+6. `translate` is deterministic given its arguments, works per picture (no answer depends on its batch), and takes any height
+   and width divisible by `stride`.
+
+`recollect.testing.TrainableContract` enforces these for every method that inherits it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recollect.batch import Batch, Domains, Guide, Translation
+from recollect.config import ModelConfig, Weights
+from recollect.objective import Terms
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The `Reduce` of a single process: the identity."""
+    return tensor
+
+
+class Draws:
+    """Random numbers that depend on (seed, step, name, slot) only: not on ranks, order of calls, or device."""
+
+    def __init__(self, seed: int, step: int) -> None:
+        self.seed, self.step = seed, step
+
+    def generator(self, name: str, slot: int) -> torch.Generator:
+        """A CPU generator for one name and one slot of the joint batch."""
+        key = hashlib.blake2b(f"{self.seed}/{self.step}/{name}/{slot}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)  # torch takes 63 bits
+
+    def normal(self, name: str, slots: Sequence[int], shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Standard normal draws (B, *shape), one generator a slot, on the device and in the dtype of `like`."""
+        rows = [torch.randn(shape, generator=self.generator(name, slot)) for slot in slots]
+        return torch.stack(rows).to(device=like.device, dtype=like.dtype)
+
+
+@dataclass
+class Step:
+    """All that one update may use: what makes draws, sums and features reproducible on any number of ranks."""
+
+    batches: tuple[Batch, ...]  # one per domain, drawn independently (unpaired)
+    number: int
+    draws: Draws
+    active: frozenset[str]  # names of the terms with a weight above zero
+    reduce: Reduce = alone  # differentiable sum over ranks
+    neighbours: Tensor | None = None  # what the index found for `queries(step)`
+    cache: dict[str, Any] = field(default_factory=dict)  # features computed once, shared by the step's phases
+
+    def wants(self, *names: str) -> bool:
+        """Whether any of these terms has a weight above zero."""
+        return any(name in self.active for name in names)
+
+
+class Part(NamedTuple):
+    """Nets, and the terms whose gradient they (and nothing else) receive."""
+
+    nets: tuple[str, ...]
+    terms: Callable[[Step], Terms]
+
+
+class Phase(NamedTuple):
+    """One update: each part's gradient reaches only its nets; then the optimisers of all these nets step once."""
+
+    name: str
+    parts: tuple[Part, ...]
+    every: int = 1  # DRIT's d_iter, lazy regularisation
+    clip: float | None = None  # largest norm of each net's gradient
+
+
+class Trainable(nn.Module):
+    """A method. Subclasses set `Config`, `Weights` and `presets`, and are listed in the catalogue."""
+
+    Config: ClassVar[type[ModelConfig]]
+    Weights: ClassVar[type[Weights]]
+    presets: ClassVar[dict[str, dict[str, Any]]]  # name -> sections of a Run; the first is the default
+
+    def __init__(self, config: ModelConfig, domains: Domains) -> None:
+        super().__init__()
+        self.config, self.domains = config, domains
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the grid on which the method wants its class maps; picture sizes are multiples of it."""
+        raise NotImplementedError
+
+    def phases(self) -> Iterable[Phase]:
+        """The updates of one step, in order."""
+        raise NotImplementedError
+
+    def queries(self, step: Step) -> Tensor | None:
+        """Vectors (B, C) to look up before the phases run; None for methods without retrieval."""
+        return None
+
+    def after_step(self, step: Step) -> None:
+        """Commit what gradients do not write: a memory, an image pool."""
+
+    def health(self) -> dict[str, float]:
+        """Numbers about the method's own state for the log and the card, by name; empty where there is none."""
+        return {}
+
+
+class Translator(Trainable):
+    """A method that translates pictures."""
+
+    def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
+        """Translate pictures (B, 3, H, W) in [-1, 1] from one domain to another, by domain index.
+
+        Raises ValueError for guides that the method does not understand.
+        """
+        raise NotImplementedError
+
+    def sample_guide(self, target: int, generators: Sequence[torch.Generator]) -> Guide:
+        """A random style for `target`, one generator per picture, so that an answer does not depend on its batch."""
+        raise NotImplementedError
+
+
+def refuse(guide: Guide, understood: Sequence[str], method: str) -> None:
+    """Raise ValueError for guides that `method` does not understand."""
+    strange = [name for name in guide.given() if name not in understood]
+    if strange:
+        raise ValueError(f"{method} does not take the guide {strange[0]!r}; it takes: {', '.join(understood) or 'none'}")

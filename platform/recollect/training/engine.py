@@ -1,0 +1,329 @@
+"""The one training loop, without Ray. Ray Train calls it in every worker; tests and a lone GPU call it in process.
+
+A step, in order: look up neighbours; for each phase compute its parts' terms, weigh them, take each part's gradient for its
+nets only, average gradients over ranks in one bucket, look whether everything is finite, clip, step the optimisers; then let
+the method commit its own state, and update the averaged weights.
+
+A run's directory:
+
+    last/           the newest checkpoint: a bundle with training state
+    best/           the bundle with the best validation metric
+    metrics.jsonl   the history;  tensorboard/ curves;  samples/ grids
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from recollect import bundle as bundles
+from recollect.batch import Batch, Domains
+from recollect.config import Run, find_method
+from recollect.objective import active, weigh
+from recollect.pipeline import Pipeline
+from recollect.trainable import Draws, Phase, Step, Trainable, Translator
+from recollect.training import checkpoint
+from recollect.training.card import card_of
+from recollect.training.optim import make_optimisers, rate, trained_nets
+from recollect.training.sync import Ranks, average_gradients
+from recollect.training.tracking import Tracker
+
+logger = logging.getLogger("recollect")
+
+Report = Callable[[dict[str, float], Path | None], None]
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the step (`recollect.data.loader.Feed`)."""
+
+    def stream(self, start: int, stop: int) -> Iterator[tuple[int, tuple[Batch, ...]]]: ...
+
+
+class Judge(Protocol):
+    """What judges a translator during training (`recollect.evaluation.validate.Validator`)."""
+
+    metric: str
+    mode: str
+
+    def __call__(self, pipeline: Pipeline) -> dict[str, float]: ...
+    def grid(self, pipeline: Pipeline) -> Tensor: ...
+
+
+class NotFinite(RuntimeError):
+    """A loss or gradient that is not finite; says the step, the phase and terms, and where the state was saved."""
+
+
+def build(run: Run, domains: Domains) -> Trainable:
+    """The run's method with weights drawn from the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model: Trainable = find_method(run.model.name)(run.model, domains)
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the current GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+class Trainer:
+    """A model, its optimisers, its averaged weights and the step it stands at; `update` takes one step."""
+
+    def __init__(self, run: Run, domains: Domains, ranks: Ranks | None = None, device: str | None = None) -> None:
+        self.run, self.domains, self.ranks = run, domains, ranks or Ranks()
+        self.device = pick_device(device or run.engine.device)
+        self.dtype = torch.float64 if run.engine.precision == "fp64" else torch.float32
+        self.model = build(run, domains).to(self.device, self.dtype)
+        if run.engine.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ranks.broadcast(self.model)
+        self.optimisers = make_optimisers(self.model, run)
+        self.ema: AveragedModel | None = None
+        if run.engine.ema:
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
+        self.active = active(run.weights)
+        self.phases = tuple(phase for phase in self.model.phases())
+        self.step, self.best = 0, None
+
+    best: float | None
+
+    def update(self, batches: tuple[Batch, ...]) -> dict[str, Tensor]:
+        """One training step on the batches of all domains; returns the terms, averaged over ranks, on the device."""
+        engine = self.run.engine
+        batches = tuple(batch.to(self.device, self.dtype, engine.channels_last) for batch in batches)
+        step = Step(batches, self.step, Draws(self.run.seed, self.step), self.active, self.ranks.reduce)
+        self.model.train()
+        terms: dict[str, Tensor] = {}
+        for phase in self.phases:
+            if self.step % phase.every == 0:
+                terms |= self._run_phase(phase, step)
+        self.model.after_step(step)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        return terms
+
+    def _run_phase(self, phase: Phase, step: Step) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        parameters: list[torch.nn.Parameter] = []
+        for part in phase.parts:
+            owned = [p for net in part.nets for p in self.model.get_submodule(net).parameters()]
+            with self._autocast():
+                found = part.terms(step)
+            if not found:  # every term of this part has weight zero
+                continue
+            grads = torch.autograd.grad(weigh(found, self.run.weights), owned, allow_unused=True)
+            for parameter, grad in zip(owned, grads, strict=True):
+                parameter.grad = grad
+            parameters += owned
+            terms |= {name: term.detach() for name, term in found.items()}
+        if not parameters:
+            return {}
+        values = torch.stack(list(terms.values()))
+        bucket = average_gradients(parameters, values, self.ranks)
+        if not bucket.isfinite().all():
+            wrong = [name for name, value in zip(terms, bucket, strict=False) if not value.isfinite()]
+            raise NotFinite(f"step {step.number}, phase {phase.name}: {', '.join(wrong) or 'a gradient'} is not finite")
+        for net in dict.fromkeys(net for part in phase.parts for net in part.nets):
+            self._step_optimiser(net, phase.clip)
+        return dict(zip(terms, bucket[: len(terms)], strict=True))
+
+    def _step_optimiser(self, net: str, clip: float | None) -> None:
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.get_submodule(net).parameters(), clip)
+        optimiser = self.optimisers[net]
+        for group in optimiser.param_groups:
+            group["lr"] = rate(self.run.optimiser(net), self.step, self.run.engine.steps)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.run.engine.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def pipeline(self) -> Pipeline | None:
+        """The averaged weights where they are kept, else the live ones, ready to translate; None for what is no translator."""
+        model = self.ema.module if self.ema is not None else self.model
+        return Pipeline(model, self.run.name, self.device) if isinstance(model, Translator) else None
+
+    def save(self, path: Path, history: list[dict[str, Any]], parents: Mapping[str, str], training: bool = True) -> None:
+        """Write a bundle of the present state; with `training` one that training can go on from."""
+        averaged = int(self.ema.n_averaged) if self.ema is not None else None
+        bundles.write(
+            path,
+            self.run,
+            self.domains,
+            self.model.state_dict(),
+            ema=self.ema.module.state_dict() if self.ema is not None else None,
+            metrics=history,
+            parents=parents,
+            card=card_of(self.run, self.domains, history, self.model),
+            extra=checkpoint.pack(self.step, self.optimisers, averaged, self.best) if training else None,
+        )
+
+    def resume(self, path: Path) -> list[dict[str, Any]]:
+        """Go on from a checkpoint; returns its history. The step after this is the one that would have come."""
+        opened = bundles.open_bundle(path)
+        if opened.run.model != self.run.model or opened.domains != self.domains:
+            raise ValueError(f"{path} holds another model or other domains than this run; start a new run, or resume with its own")
+        self.model.load_state_dict(opened.state("model"))
+        scalars = checkpoint.unpack(opened.path, self.optimisers)
+        if self.ema is not None and scalars["averaged"] is not None:
+            self.ema.module.load_state_dict(opened.state("ema"))
+            self.ema.n_averaged.fill_(scalars["averaged"])
+        self.step, self.best = int(scalars["step"]), scalars["best"]
+        return opened.metrics()
+
+
+def fit(
+    run: Run,
+    batches: Batches,
+    domains: Domains,
+    directory: Path,
+    *,
+    judge: Judge | None = None,
+    report: Report | None = None,
+    resume: Path | None = None,
+    ranks: Ranks | None = None,
+    parents: Mapping[str, str] | None = None,
+) -> Path:
+    """Train to `run.engine.steps` and return the bundle's directory: `best` where a judge chose one, else `last`.
+
+    Args:
+        batches: a source of batches for this rank.
+        domains: the run's domains, with the classes of the data.
+        directory: where checkpoints, history, curves and samples go (written by rank 0).
+        judge: judges the model at every evaluation, on rank 0.
+        report: called on every rank at every evaluation and checkpoint, with the metrics and (on rank 0) the checkpoint.
+        resume: a checkpoint to go on from, bit-equal on the CPU to never having stopped.
+        ranks: the process group; a single process by default.
+        parents: digests of what the run is made from, for the manifest.
+
+    Raises NotFinite, with the state saved in `directory/broken`.
+    """
+    if run.engine.threads:
+        torch.set_num_threads(run.engine.threads)
+    trainer = Trainer(run, domains, ranks)
+    history = trainer.resume(resume) if resume is not None else []
+    loop = _Loop(trainer, directory, judge, report, dict(parents or {}), history)
+    if trainer.step >= run.engine.steps:
+        logger.info("nothing to do: the checkpoint stands at step %d of %d", trainer.step, run.engine.steps)
+        loop.pause(evaluate=not loop.evaluated())
+    with contextlib.closing(batches.stream(trainer.step, run.engine.steps)) as stream:  # type: ignore[type-var]
+        for number, group in stream:
+            assert number == trainer.step
+            loop.advance(group)
+    loop.close()
+    return directory / ("best" if (directory / "best").exists() else "last")
+
+
+class _Loop:
+    """What happens around the steps: logging, evaluation, checkpoints."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        directory: Path,
+        judge: Judge | None,
+        report: Report | None,
+        parents: dict[str, str],
+        history: list[dict[str, Any]],
+    ) -> None:
+        self.trainer, self.directory, self.judge, self.report, self.parents = trainer, directory, judge, report, parents
+        engine = trainer.run.engine
+        self.main = trainer.ranks.rank == 0
+        self.tracker = Tracker(directory, engine.steps, trainer.step, history) if self.main else None
+        self.sums: dict[str, Tensor] = {}
+        self.counted, self.pictures, self.since = 0, 0, time.monotonic()
+
+    def advance(self, group: tuple[Batch, ...]) -> None:
+        """One step and whatever is due after it."""
+        trainer, engine = self.trainer, self.trainer.run.engine
+        try:
+            terms = trainer.update(group)
+        except NotFinite as error:
+            self._save_broken(error)
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + term
+        self.counted += 1
+        self.pictures += sum(len(batch) for batch in group) * trainer.ranks.world
+        step, last = trainer.step, trainer.step >= engine.steps
+        if step % engine.log_every == 0 or last:
+            self._log()
+        if last or _due(step, engine.evaluate_every):
+            self.pause(evaluate=True)
+        elif _due(step, engine.checkpoint_every):
+            self.pause(evaluate=False)
+        if self.tracker and _due(step, engine.sample_every) and not last and not _due(step, engine.evaluate_every):
+            self._sample()
+
+    def pause(self, evaluate: bool) -> None:
+        """Evaluate where asked, save a checkpoint, report. Every rank comes here at the same steps."""
+        metrics: dict[str, float] = {}
+        if self.tracker is not None:
+            metrics = self._evaluate() if evaluate else {}
+            self.trainer.save(self.directory / "last", self.tracker.history, self.parents)
+        self.trainer.ranks.barrier()
+        if self.report is not None:
+            self.report({"step": float(self.trainer.step), **metrics}, self.directory / "last" if self.main else None)
+        self.since = time.monotonic()  # evaluation is not training time
+
+    def evaluated(self) -> bool:
+        """Whether the history ends with an evaluation."""
+        return self.judge is None or bool(self.tracker and self.tracker.history and self.judge.metric in self.tracker.history[-1])
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.tracker is not None
+        pipeline = self.trainer.pipeline()
+        if self.judge is None or pipeline is None:
+            return {}
+        was_training = pipeline.model.training
+        metrics = self.judge(pipeline)
+        self.tracker.metrics(self.trainer.step, metrics)
+        self.tracker.pictures(self.trainer.step, self.judge.grid(pipeline))
+        pipeline.model.train(was_training)
+        value, sign = metrics["objective"], 1 if self.judge.mode == "min" else -1
+        if self.trainer.best is None or sign * value < sign * self.trainer.best:
+            self.trainer.best = value
+            self.trainer.save(self.directory / "best", self.tracker.history, self.parents, training=False)
+        return metrics
+
+    def _sample(self) -> None:
+        pipeline = self.trainer.pipeline()
+        if self.tracker and self.judge is not None and pipeline is not None:
+            self.tracker.pictures(self.trainer.step, self.judge.grid(pipeline))
+
+    def _log(self) -> None:
+        if self.tracker is not None:
+            means = {name: float(total) / self.counted for name, total in self.sums.items()}  # the only host sync of the interval
+            net = trained_nets(self.trainer.model)[0]
+            lr = rate(self.trainer.run.optimiser(net), self.trainer.step - 1, self.trainer.run.engine.steps)
+            self.tracker.losses(self.trainer.step, means, lr, self.pictures / max(time.monotonic() - self.since, 1e-9))
+        self.sums, self.counted, self.pictures, self.since = {}, 0, 0, time.monotonic()
+
+    def _save_broken(self, error: NotFinite) -> None:
+        where = self.directory / "broken"
+        if self.tracker is not None:
+            self.trainer.save(where, self.tracker.history, self.parents)
+            self.tracker.close()
+        raise NotFinite(
+            f"{error}. Nothing was trained on it; the state is saved in {where}. "
+            "A lower optimisers.default.lr, engine.precision=fp32 or a lower weight for that term usually helps"
+        ) from None
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

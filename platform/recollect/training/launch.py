@@ -1,0 +1,120 @@
+"""Training on Ray Train: any number of workers, failures survived, checkpoints in shared storage, resume by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from recollect import bundle as bundles
+from recollect.cluster import require
+from recollect.config import Run
+from recollect.training.session import train as train_here
+from recollect.training.sync import local_ranks
+
+logger = logging.getLogger("recollect")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker gets, and how many there are."""
+
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+
+    @staticmethod
+    def fitting(workers: int, gpus: float, cpus_per_worker: float = 1.0) -> Resources:
+        """A GPU a worker where the cluster has that many."""
+        return Resources(workers, cpus_per_worker, 1.0 if gpus >= workers else 0.0)
+
+
+def train(
+    run: Run,
+    storage: str,
+    name: str,
+    resources: Resources,
+    *,
+    start: str | None = None,
+    max_failures: int = 3,
+    callbacks: Sequence[Any] = (),
+) -> ray.train.Result:
+    """Train a run on a Ray cluster that this process is connected to.
+
+    Args:
+        storage: a directory or `pyarrow.fs` URI that all nodes reach.
+        name: the run's directory in it. The same name again goes on where it ended, also after a kill.
+        start: a checkpoint to begin from where `name` has none yet (the winner of a search, trained further).
+        max_failures: how many times workers may die before the run fails.
+        callbacks: Ray Train callbacks (Ray Tune's report callback, inside a trial).
+
+    Returns Ray's Result; `fetch` copies its bundle. Raises ValueError where the cluster is too small,
+    ray.train.TrainingFailedError where training failed.
+    """
+    require(resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker, f"run {name!r}")
+    if run.engine.batch_size % resources.workers:
+        raise ValueError(f"engine.batch_size={run.engine.batch_size} is the joint batch; {resources.workers} workers must divide it")
+    each = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"run": run.model_dump_json(), "start": start},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=each
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage if "://" in storage else os.path.abspath(storage),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
+        ),
+    )
+    return trainer.fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker does: restore the run's directory, train, and report it at every evaluation."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run, ranks = Run.model_validate_json(config["run"]), local_ranks()
+    work = Path(tempfile.mkdtemp(prefix="recollect-run-"))
+    state = work / "state"
+    try:
+        resume = _restore(state)
+        if resume is None and config["start"]:
+            resume = bundles.localise(config["start"])
+
+        def report(metrics: dict[str, float], _: Path | None) -> None:
+            own = ray.train.Checkpoint.from_directory(str(state)) if ranks.rank == 0 else None
+            ray.train.report(metrics, checkpoint=own)  # every rank, equally often: it is a barrier
+
+        train_here(run, state if ranks.rank == 0 else work / "other", resume=resume or False, report=report, ranks=ranks)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _restore(state: Path) -> Path | None:
+    """Copy the newest checkpoint of this name into `state`; every rank needs its own."""
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return None
+    newest.to_directory(str(state))
+    logger.info("going on from %s", newest.path)
+    return state / "last"
+
+
+def fetch(result: ray.train.Result, directory: Path) -> Path:
+    """Copy a finished run's directory (last, best, history, samples) out of storage; returns the bundle's directory."""
+    assert result.checkpoint is not None, "a finished run has reported at least once"
+    directory.mkdir(parents=True, exist_ok=True)
+    result.checkpoint.to_directory(str(directory))
+    return directory / ("best" if (directory / "best").exists() else "last")
+
+

@@ -1,0 +1,89 @@
+"""From a Run to a trained bundle in this process: opens the store, suits the run to it, and calls the engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from recollect.batch import Domains
+from recollect.config import Run, merge
+from recollect.data.loader import Feed
+from recollect.data.store import Store
+from recollect.evaluation.validate import Validator
+from recollect.training.checkpoint import is_checkpoint
+from recollect.training.engine import Judge, Report, build, fit
+from recollect.training.sync import Ranks
+
+logger = logging.getLogger("recollect")
+
+
+def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Run:
+    """The run with what it leaves open taken from the store: its URI, its domains, its classes.
+
+    Raises ValueError where the store has no two domains to translate between.
+    """
+    names = run.data.domains or store.domains.names[:2]
+    if len(names) < 2:
+        raise ValueError(f"{store.uri} has the domain {', '.join(names)} only; translation needs two")
+    if not run.data.domains and len(store.domains.names) > 2:
+        say(f"the store has {', '.join(store.domains.names)}; taking {names[0]} and {names[1]} (set data.domains for others)")
+    classes = store.domains.only(tuple(names)).classes
+    if len(classes) == 1:
+        say("the store has no boxes: the memory has the background class alone")
+    changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": store.uri}})
+    changed["model"] = run.model.suited_to(classes).model_dump()
+    return Run.model_validate(changed)
+
+
+def domains_of(run: Run, store: Store) -> Domains:
+    """The run's domains in the run's order, with the store's classes."""
+    return store.domains.only(run.data.domains)
+
+
+def judge_of(run: Run, store: Store) -> Judge | None:
+    """The validator, where the store has validation pictures of both ends of the run's direction."""
+    counts = store.manifest.counts.get("val", {})
+    missing = [name for name in run.direction() if not counts.get(name)]
+    if missing:
+        logger.warning("no validation pictures of %s: nothing judges the run, the newest weights are kept", ", ".join(missing))
+        return None
+    return Validator(store, run)
+
+
+def train(
+    run: Run,
+    directory: Path,
+    *,
+    resume: Path | bool = False,
+    report: Report | None = None,
+    ranks: Ranks | None = None,
+) -> Path:
+    """Train a run in this process (or as one rank of several) and return its bundle's directory.
+
+    Args:
+        directory: where checkpoints, history and samples go.
+        resume: a checkpoint; or True for `directory/last` where there is one.
+        report: called at every evaluation and checkpoint.
+        ranks: the process group.
+
+    Raises ValueError when `directory` holds a run already and `resume` is False.
+    """
+    ranks = ranks or Ranks()
+    last = directory / "last"
+    if resume is True:
+        resume = last if is_checkpoint(last) else False
+    elif resume is False and ranks.rank == 0 and last.exists():
+        raise ValueError(f"{directory} holds a run already; resume it (--resume), or choose another directory")
+    store = Store.open(run.data.store)
+    domains = domains_of(run, store)
+    feed = Feed(store, run.data, run.engine.batch_size, build(run, domains).stride, run.seed, rank=ranks.rank, world=ranks.world)
+    judge = judge_of(run, store) if ranks.rank == 0 else None
+    return fit(
+        *(run, feed, domains, directory),
+        judge=judge,
+        report=report,
+        resume=resume or None,
+        ranks=ranks,
+        parents={"data": store.digest},
+    )

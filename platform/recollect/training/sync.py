@@ -1,0 +1,94 @@
+"""Ranks: what one process of several does differently. No DDP wrapper.
+
+Parameters are broadcast once; each phase's gradients are averaged in one flat bucket (a net without a gradient on a rank counts
+as zero); sums over samples go through `reduce`, which is differentiable. So N ranks with a batch of B each take the step that
+one process takes with a batch of N * B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Ranks:
+    """A single process: rank 0 of 1, every operation the identity."""
+
+    rank = 0
+    world = 1
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """The differentiable sum of `tensor` over ranks."""
+        return tensor
+
+    def average(self, flat: Tensor) -> Tensor:
+        """The mean of `flat` over ranks, without gradient."""
+        return flat
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Make every rank's parameters and buffers those of rank 0."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+class Group(Ranks):
+    """The default process group of torch.distributed (gloo or nccl)."""
+
+    def __init__(self) -> None:
+        assert dist.is_initialized(), "torch.distributed has no process group yet"
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        summed: Tensor = _AllSum.apply(tensor)
+        return summed
+
+    def average(self, flat: Tensor) -> Tensor:
+        dist.all_reduce(flat)
+        return flat.div_(self.world)
+
+    def broadcast(self, module: nn.Module) -> None:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor.data, src=0)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+class _AllSum(torch.autograd.Function):
+    """Sum over ranks whose gradient is the sum of the ranks' gradients: every rank's loss depends on every rank's summand."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def local_ranks() -> Ranks:
+    """`Group` where torch.distributed is initialised with more than one process, else a single process."""
+    return Group() if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else Ranks()
+
+
+def average_gradients(parameters: list[nn.Parameter], extra: Tensor, ranks: Ranks) -> Tensor:
+    """Average the `.grad` of all parameters and the vector `extra` over ranks, in one flat bucket.
+
+    Returns the averaged bucket `[*extra, *gradients]`, so that the caller can look at it as a whole.
+    """
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    bucket = ranks.average(torch.cat([extra.to(grads[0].dtype), *(grad.flatten() for grad in grads)]))
+    if ranks.world > 1:
+        pieces: Iterable[Tensor] = bucket[len(extra) :].split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+    return bucket

@@ -1,0 +1,92 @@
+"""Where a run's numbers and pictures go: the history (JSON lines), TensorBoard, and one line a log interval on the console."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+logger = logging.getLogger("recollect")
+
+
+class Tracker:
+    """Writes `metrics.jsonl`, `tensorboard/` and `samples/` into a run's directory. Only rank 0 has one.
+
+    Args:
+        directory: the run's directory.
+        steps: the run's last step, for the time to go.
+        start: the step training starts from; rows after it are dropped (they will be computed again).
+        history: the rows up to `start`.
+    """
+
+    def __init__(self, directory: Path, steps: int, start: int = 0, history: list[dict[str, Any]] | None = None) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory, self.steps, self.history = directory, steps, list(history or [])
+        self._path = directory / "metrics.jsonl"
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+        self._board = _tensorboard(directory / "tensorboard", start)
+        self._begin, self._start = time.monotonic(), start
+
+    def losses(self, step: int, terms: Mapping[str, float], rate: float, pictures: float) -> None:
+        """One interval's mean terms, learning rate and pictures per second."""
+        self._row(step, {**{f"loss/{name}": value for name, value in terms.items()}, "rate": rate, "images_per_s": pictures})
+        done = step - self._start
+        left = (time.monotonic() - self._begin) / max(done, 1) * (self.steps - step)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        logger.info("step %d/%d  %.1f images/s  %s  %s left", step, self.steps, pictures, shown, duration(left))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """What validation found."""
+        self._row(step, values)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
+        logger.info("step %d/%d  validation: %s", step, self.steps, shown)
+
+    def pictures(self, step: int, grid: Tensor) -> None:
+        """A sample grid (3, H, W) uint8."""
+        from torchvision.io import write_png
+
+        folder = self.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        write_png(grid.cpu(), str(folder / f"step-{step:06d}.png"))
+        if self._board is not None:
+            self._board.add_image("samples", grid, step)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._board is not None:
+            self._board.close()
+
+    def _row(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": step, **values}
+        self.history.append(row)
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # a machine with torch alone trains without it
+        logger.info("tensorboard is not installed: curves are in metrics.jsonl only (pip install 'recollect[train]')")
+        return None
+    return SummaryWriter(str(folder), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+
+
+def duration(seconds: float) -> str:
+    """A short duration for people.
+
+    >>> duration(42), duration(605), duration(7300)
+    ('42s', '10m05s', '2h01m')
+    """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"

@@ -1,0 +1,239 @@
+"""Start a server for a bundle on this machine or on a Ray cluster, and stop it without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.serve
+import torch
+
+from recollect.pipeline import Pipeline
+from serve.app import INGRESS_CPUS, Args, build
+
+APPLICATION = "recollect"
+OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
+CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours
+
+
+@dataclass
+class Running:
+    """A server that answers at `url` until `stop()`. Also a context manager."""
+
+    url: str
+    card: dict[str, Any]  # what GET /v1/model said
+    undo: contextlib.ExitStack = field(repr=False)
+
+    def stop(self) -> None:
+        """Finish the requests under way, and end every process that `start` started. May be called twice."""
+        self.undo.close()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start(
+    bundle: str | os.PathLike[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    address: str = "local",
+    dashboard: bool = False,
+    request_timeout_s: float = 60.0,
+    ready_within_s: float = 120.0,
+    log_level: str = "WARNING",
+    **options: Any,
+) -> Running:
+    """Serve a bundle over HTTP; returns once it answers.
+
+    Args:
+        bundle: a path or URI.
+        address: `local` starts a Ray of its own (its own ports and folder; other Rays on the machine are not touched); anything
+            else is the address of a cluster, which gets this code and must reach the bundle under the same path or URI.
+        dashboard: with Ray's dashboard, on a free port (local only).
+        request_timeout_s: an answer that takes longer becomes a 408.
+        options: further fields of `serve.app.Args` (replicas, max_batch_size, limits, ...).
+
+    Raises:
+        ValueError: no such bundle, an unknown option, or a port in use; before anything is started.
+        RuntimeError: the server did not come up.
+    """
+    local = address == "local"
+    args = _args(bundle, device, local, options)
+    if local:
+        require_free(host, port)
+    undo = contextlib.ExitStack()
+    try:
+        _connect(undo, address, dashboard, args)
+        logging = {"log_level": log_level, "enable_access_log": False}
+        http = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
+        ray.serve.start(proxy_location="HeadOnly" if local else "EveryNode", http_options=http, logging_config=logging)
+        undo.callback(ray.serve.shutdown if local else ray.serve.delete, *([] if local else [APPLICATION]))
+        ray.serve.run(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
+        url = f"http://{_visible(host if local else _head())}:{port}"
+        _wait_ready(url, ready_within_s)
+        return Running(url, _get(f"{url}/v1/model"), undo)
+    except BaseException:
+        undo.close()
+        raise
+
+
+def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dict[str, Any]) -> Args:
+    if device == "auto":
+        device = "cuda" if local and torch.cuda.is_available() else "cpu"
+    uri = os.fspath(bundle)
+    if local:
+        uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
+        Pipeline.open(uri)  # a bundle that does not open says so here, in one line, and not from a replica's log
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options = {"cpus_per_replica": max(1, cores // options.get("replicas", 1)), **options}
+    return Args(bundle=uri, device=device, **options)
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise ValueError when something listens on the port already, with a port that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left in TIME_WAIT is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            with socket.socket(family) as other:
+                other.bind((host if error.errno == 98 else "", 0))
+                free = other.getsockname()[1]
+            raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}; port {free} is free") from None
+
+
+def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Args) -> None:
+    """Use the Ray that this process is connected to, or else start (or join) one."""
+    if ray.is_initialized():
+        return
+    passed = {name: os.environ[name] for name in ("RECOLLECT_CATALOGUE",) if name in os.environ}
+    environment: dict[str, Any] = {"env_vars": passed}
+    if address != "local":
+        environment["py_modules"] = [str(Path(str(importlib.import_module(name).__file__)).parent) for name in CODE]
+        undo.callback(ray.shutdown)
+        ray.init(address=address, runtime_env=environment)
+        return
+    folder = tempfile.mkdtemp(
+        prefix="rcl-", dir="/tmp" if os.path.isdir("/tmp") else None
+    )  # short: it holds Unix sockets (107 bytes)
+    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    undo.callback(ray.shutdown, wait_for_processes=True)
+    needed = args.replicas * args.cpus_per_replica + args.ingress_replicas * INGRESS_CPUS
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),  # with too few, Ray would wait for more without a word
+        include_dashboard=dashboard,
+        dashboard_port=_free_port() if dashboard else None,
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env=environment,
+        _temp_dir=folder,
+    )
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which ends the process without our clean-up
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _head() -> str:
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+
+
+def _visible(host: str) -> str:
+    """An address under which a server that listens on `host` is reached from here."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _get(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        result: dict[str, Any] = json.load(answer)
+        return result
+
+
+def _wait_ready(url: str, seconds: float) -> None:
+    deadline, reason = time.monotonic() + seconds, ""
+    while time.monotonic() < deadline:
+        try:
+            _get(f"{url}/readyz")
+            return
+        except (urllib.error.URLError, OSError) as error:  # an HTTP error is a URLError too
+            reason = str(error)
+        time.sleep(0.1)
+    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s; last: {reason}")
+
+
+def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
+    """Serve a bundle until Ctrl-C or SIGTERM: what `recollect serve` does. Arguments and errors are those of `start`."""
+    with _Signals() as signals:
+        print(f"starting {bundle} ...", flush=True)
+        with start(bundle, host, port, **options) as running:
+            print(_welcome(running), flush=True)
+            signals.wait()
+            print("stopping ...", flush=True)
+
+
+def _welcome(running: Running) -> str:
+    card = running.card
+    target = card["domains"][-1]
+    return "\n".join(
+        [
+            f"{card['name']} ({card['method']}: {', '.join(card['domains'])}) is served at {running.url}",
+            f"documentation: {running.url}/docs",
+            f"try: curl -f -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
+            "Ctrl-C stops it",
+        ]
+    )
+
+
+class _Signals:
+    """SIGINT and SIGTERM both stop the server in good order; further ones, while it is stopping, change nothing."""
+
+    def __init__(self) -> None:
+        self.asked, self.up = threading.Event(), False
+        self.old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        self.old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        first = not self.asked.is_set()
+        self.asked.set()
+        if first and not self.up:  # still starting: give up at once instead of finishing first
+            raise SystemExit(128 + number)
+
+    def wait(self) -> None:
+        """Until the first signal."""
+        self.up = True
+        while not self.asked.wait(3600):  # without a time, a wait in the main thread would not notice signals on every platform
+            pass

@@ -1,0 +1,458 @@
+"""MGUIT: memory-guided unsupervised image-to-image translation (Jeong, Kim, Lee, Sohn; CVPR 2021).
+
+Figure 2 in words: content encoders E_c and style encoders E_s split a picture into a content map c, shared by the domains,
+and a style map s. While training, a class-aware memory is written with (c, s) of every class, found by its boxes. The content
+of a picture then reads, pixel by pixel, a style of the domain that is wanted, and the generator G of that domain draws the
+picture. At test time the memory is read without classes, so no boxes and no detector are needed.
+
+    c = E_c(I)   s = E_s(I)   M <- write(c, s | class)   s^ = read(M, c, domain)   I^ = G(c, s^)
+
+Legend: B pictures, C channels, h x w cells of the feature grid, N items, D = 2 domains, x the domain of a picture, y the other.
+
+Where this departs from the paper or from its released code, and why:
+- The write of the step is built differentiably and read at once (`order = "update-read"`), so that content AND style encoders
+  receive image gradients; `after_step` commits the detached result. The released code detaches all reads, and its style
+  encoder never sees an image gradient.
+- Contents and the styles that are written are L2-normalised per pixel, matching the unit keys and values of eq. 6.
+- The content critic pools its answer, so pictures from 64 px up work (the released one needs 216 px).
+- `fusion = "modulate"` (preset `tiny`) lets the style map scale and shift instance-normalised features instead of being
+  concatenated, which small networks learn to use sooner.
+- The random SELF decodings of the released code enter no loss and are not computed; the noise on the content is off by
+  default (at its released size it is 1.6 times the signal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recollect.batch import Domains, Guide, Translation
+from recollect.config import Choice, Frozen, ModelConfig, Range
+from recollect.config import Weights as WeightsBase
+from recollect.objective import Terms
+from recollect.trainable import Part, Phase, Step, Translator, refuse
+from trainables.parts.blocks import DownBlock, LayerNorm2d, ModulatedResBlock, Modulation, ResBlock, conv, initialise, resize_to
+from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
+from trainables.parts.losses import Gan, adversarial, memory_contrast, nearest_items
+from trainables.parts.memory import ClassAwareMemory, MemoryState, unit
+
+ItemCount = Annotated[int, Field(ge=1), Range(2, 12, shape=True)]
+
+
+class Memory(Frozen):
+    """The memory of section 3.2. Items per class in the order of the store's classes; INIT has 10, 5, 3, 2."""
+
+    items_per_class: dict[str, ItemCount] = {"background": 10, "car": 5, "person": 3, "sign": 2}
+    value_dim: Annotated[int, Field(ge=1), Choice((16, 32, 64), shape=True)] = 256
+    read_temperature: Annotated[float, Field(gt=0), Range(0.05, 1, log=True)] = 0.1
+    update_temperature: Annotated[float, Field(gt=0), Range(0.03, 1, log=True)] = 0.1
+    contrast_temperature: Annotated[float, Field(gt=0), Range(0.05, 0.5, log=True)] = 0.1  # tau of eq. 8; not given in the paper
+    assignment: Literal["hard", "soft"] = "hard"
+    update_rate: Annotated[float, Range(0.02, 0.5, log=True)] | None = 0.1  # None: the plain sum of eq. 6
+    order: Literal["update-read", "read-update"] = "update-read"
+    detach: Literal["none", "released"] = "none"  # released: reads pass no gradient
+
+
+class Config(ModelConfig):
+    """The networks. `width` is the channels at full resolution; each of `downs` halvings doubles them."""
+
+    name: Literal["mguit"] = "mguit"
+    width: Annotated[int, Field(ge=4), Choice((16, 24, 32), shape=True)] = 64
+    downs: Annotated[int, Field(ge=1, le=3)] = 2
+    content_blocks: Annotated[int, Field(ge=1)] = 4  # residual blocks of E_c; the last one is shared by the domains
+    generator_blocks: Annotated[int, Field(ge=1)] = 4
+    style_norm: Literal["none", "instance"] = "none"  # instance: as released; it erases part of the style it should carry
+    fusion: Literal["concat", "modulate"] = "concat"
+    content_noise: Annotated[float, Field(ge=0)] = 0.0
+    critic_width: Annotated[int, Field(ge=4)] = 64
+    critic_layers: Annotated[int, Field(ge=1)] = 4
+    critic_scales: Annotated[int, Field(ge=1)] = 3
+    gan: Gan = "bce"
+    init_std: float | None = 0.02  # None: Kaiming's
+    memory: Memory = Memory()
+
+    def suited_to(self, classes: tuple[str, ...]) -> Self:
+        """The memory restricted to the store's classes, with three items for a class it did not know."""
+        known = self.memory.items_per_class
+        return self.model_copy(
+            update={"memory": self.memory.model_copy(update={"items_per_class": {name: known.get(name, 3) for name in classes}})}
+        )
+
+
+class Weights(WeightsBase):
+    """The lambdas of eq. 9 by name, those of DRIT for the translation terms; then the critics' own terms."""
+
+    self_rec: Annotated[float, Range(3, 30, log=True)] = 10.0
+    cyc_rec: Annotated[float, Range(3, 50, log=True)] = 10.0
+    adv_content: Annotated[float, Range(0.1, 3, log=True)] = 1.0
+    adv_domain: Annotated[float, Range(0.3, 3, log=True)] = 1.0
+    kl: Annotated[float, Range(1e-3, 0.1, log=True)] = 0.01
+    latent: Annotated[float, Range(0.3, 10, log=True)] = 10.0
+    con_k: Annotated[float, Range(0.1, 2, log=True)] = 1.0
+    con_v: Annotated[float, Range(0.1, 2, log=True)] = 0.5
+    content_rec: Annotated[float, Range(0.1, 10, log=True)] = 0.0  # only in the released code, at 1
+    critic_domain: float = 1.0
+    critic_content: float = 1.0
+
+
+class ContentEncoder(nn.Module):
+    """E_c: a trunk per domain and a shared tail; content is L2-normalised per pixel, so that c . k is the cosine of eq. 3."""
+
+    def __init__(self, config: Config, domains: int) -> None:
+        super().__init__()
+        width, top = config.width, config.width * 2**config.downs
+        self.trunks = nn.ModuleList(
+            nn.Sequential(
+                conv(3, width, 7, act=nn.LeakyReLU(0.01)),
+                *(conv(width * 2**i, width * 2 ** (i + 1), 3, 2, norm="instance", act=nn.ReLU()) for i in range(config.downs)),
+                *(ResBlock(top) for _ in range(config.content_blocks - 1)),
+            )
+            for _ in range(domains)
+        )
+        self.tail = ResBlock(top)
+
+    def forward(self, images: Tensor, domain: int) -> Tensor:
+        return unit(self.tail(self.trunks[domain](images)))  # (B, C, h, w)
+
+
+class StyleEncoder(nn.Module):
+    """E_s: a spatial style map per domain, on the grid of the content."""
+
+    def __init__(self, config: Config, domains: int) -> None:
+        super().__init__()
+        width, value_dim, norm = config.width, config.memory.value_dim, config.style_norm
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                conv(3, width, 7),
+                *(DownBlock(width * (1 if i == 0 else 2), width * 2, norm=norm) for i in range(config.downs)),
+                DownBlock(width * 2, width * 2, down=False, norm=norm),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width * 2, value_dim, 1),
+            )
+            for _ in range(domains)
+        )
+
+    def forward(self, images: Tensor, domain: int) -> Tensor:
+        style: Tensor = self.nets[domain](images)
+        return style  # (B, value_dim, h, w)
+
+
+class ConcatGenerator(nn.Module):
+    """G as in DRIT: the style map is concatenated to the features before every stage."""
+
+    def __init__(self, config: Config, domains: int) -> None:
+        super().__init__()
+        top, style = config.width * 2**config.downs, config.memory.value_dim
+        channels = top + style
+        self.head = ResBlock(top)
+        self.blocks = nn.Sequential(*(ResBlock(channels) for _ in range(config.generator_blocks - 1)))
+        self.ups = nn.ModuleList()
+        for i in range(config.downs):
+            inputs, channels = channels + style, top // 2**i
+            shared = 1 if i == 0 else domains  # the first upsampling serves all domains
+            self.ups.append(nn.ModuleList(_upsample(inputs, channels) for _ in range(shared)))
+        self.last = nn.ModuleList(nn.Conv2d(channels + style, 3, 1) for _ in range(domains))
+
+    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
+        x = self.blocks(torch.cat([self.head(content), style], dim=1))
+        for stage in self.ups:
+            nets = list(stage)  # type: ignore[call-overload]
+            x = nets[min(domain, len(nets) - 1)](torch.cat([x, resize_to(style, x)], dim=1))
+        return self.last[domain](torch.cat([x, resize_to(style, x)], dim=1)).tanh()  # (B, 3, H, W)
+
+
+def _upsample(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1), LayerNorm2d(outputs), nn.ReLU())
+
+
+class ModulatedGenerator(nn.Module):
+    """G whose instance norms take scale and shift from the style map; upsampling and output are per domain."""
+
+    def __init__(self, config: Config, domains: int) -> None:
+        super().__init__()
+        top, style = config.width * 2**config.downs, config.memory.value_dim
+        self.blocks = nn.ModuleList(ModulatedResBlock(top, style) for _ in range(config.generator_blocks))
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for _ in range(domains):
+            sizes = [top // 2**i for i in range(config.downs + 1)]
+            self.convs.append(nn.ModuleList(conv(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+            self.norms.append(nn.ModuleList(Modulation(b, style) for b in sizes[1:]))
+        self.last = nn.ModuleList(conv(config.width, 3, 5) for _ in range(domains))
+
+    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
+        x = content * content.shape[1] ** 0.5  # unit-norm content back to unit variance
+        for block in self.blocks:
+            x = block(x, style)
+        for layer, norm in zip(self.convs[domain], self.norms[domain], strict=True):  # type: ignore[call-overload]
+            x = F.leaky_relu(norm(layer(F.interpolate(x, scale_factor=2, mode="nearest")), style), 0.2)
+        return self.last[domain](x).tanh()  # (B, 3, H, W)
+
+
+class DomainCritics(nn.Module):
+    """D: one multi-scale patch critic per domain."""
+
+    def __init__(self, config: Config, domains: int) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(
+            MultiScaleCritic(config.critic_width, config.critic_layers, config.critic_scales) for _ in range(domains)
+        )
+
+    def forward(self, images: Tensor, domain: int) -> list[Tensor]:
+        logits: list[Tensor] = self.nets[domain](images)
+        return logits
+
+
+class MGUIT(Translator):
+    """Memory-guided translation between two domains.
+
+    Args:
+        config: the networks and the memory.
+        domains: two domain names, and the box classes for which `memory.items_per_class` has an entry each.
+
+    Raises ValueError where the classes of configuration and data do not match. Everything obeys `step.reduce`; the only thing
+    that joins samples is the memory.
+    """
+
+    Config = Config
+    Weights = Weights
+    config: Config
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {  # 64 px, trains on a CPU in minutes; stride 2, because a sign would be a single cell at stride 4
+            "data": {"size": 64},
+            "model": {
+                **{"width": 16, "downs": 1, "content_blocks": 3, "generator_blocks": 3, "fusion": "modulate", "gan": "lsgan"},
+                **{"critic_width": 24, "critic_layers": 3, "critic_scales": 2, "init_std": None, "memory": {"value_dim": 32}},
+            },
+            "weights": {"latent": 1.0},
+            "optimisers": {"default": {"lr": 5e-4, "hold": 0.5}, "content_critic": {"lr": 2e-4, "hold": 0.5}},
+            "engine": {"steps": 400, "batch_size": 4, "ema": 0.98},
+        },
+        "paper": {
+            "data": {"size": 360, "short_side": 360},
+            "model": {"init_std": 0.001},
+            "optimisers": {"default": {"lr": 1e-4, "betas": (0.9, 0.999), "hold": 0.5}},
+            "engine": {"steps": 500_000, "batch_size": 1},
+        },
+        "released": {
+            "data": {"size": 360, "short_side": 360},
+            "model": {
+                **{"style_norm": "instance", "content_noise": 0.1},
+                "memory": {"value_dim": 128, "read_temperature": 1.0, "update_rate": 0.5, "detach": "released"},
+            },
+            "weights": {"cyc_rec": 50.0, "latent": 0.0, "con_k": 0.1, "con_v": 0.1, "content_rec": 1.0},
+            "optimisers": {"default": {"lr": 1e-4, "hold": 0.5}, "content_critic": {"lr": 4e-5, "hold": 0.5}},
+            "engine": {"steps": 500_000, "batch_size": 1},
+        },
+    }
+
+    def __init__(self, config: Config, domains: Domains) -> None:
+        super().__init__(config, domains)
+        items = config.memory.items_per_class
+        if len(domains.names) != 2:
+            raise ValueError(f"mguit translates between 2 domains, not {len(domains.names)}; set data.domains")
+        if set(items) != set(domains.classes):
+            raise ValueError(
+                f"memory.items_per_class has {', '.join(items)}; the data has the classes {', '.join(domains.classes)}. "
+                "Give every class of the data its number of items, and no other"
+            )
+        memory, count = config.memory, len(domains.names)
+        self.content_encoder = ContentEncoder(config, count)
+        self.style_encoder = StyleEncoder(config, count)
+        self.generator: nn.Module = {"concat": ConcatGenerator, "modulate": ModulatedGenerator}[config.fusion](config, count)
+        self.domain_critic = DomainCritics(config, count)
+        self.content_critic = ContentCritic(config.width * 2**config.downs, count)
+        self.memory = ClassAwareMemory(
+            {name: items[name] for name in domains.classes},
+            key_dim=config.width * 2**config.downs,
+            value_dim=memory.value_dim,
+            num_domains=count,
+            read_temperature=memory.read_temperature,
+            update_temperature=memory.update_temperature,
+            assignment=memory.assignment,
+            update_rate=memory.update_rate,
+        )
+        for net in self.children():
+            initialise(net, config.init_std)
+
+    @property
+    def stride(self) -> int:
+        return int(2**self.config.downs)
+
+    def phases(self) -> tuple[Phase, ...]:
+        translators = ("content_encoder", "style_encoder", "generator")
+        return (
+            Phase("translate", (Part(translators, self.translation_terms),)),
+            Phase("criticise_pictures", (Part(("domain_critic",), self.domain_critic_terms),)),
+            Phase("criticise_content", (Part(("content_critic",), self.content_critic_terms),), clip=5.0),  # as DRIT clips it
+        )
+
+    def translation_terms(self, step: Step) -> Terms:
+        """All eight terms of eq. 9 for encoders and generators."""
+        images = [batch.images for batch in step.batches]
+        classes = [self._classes(batch.classes, image) for batch, image in zip(step.batches, images, strict=True)]
+        contents = [self.content_encoder(image, x) for x, image in enumerate(images)]
+        styles = [self.style_encoder(image, x) for x, image in enumerate(images)]
+        written = self.memory.update(contents, [unit(s) for s in styles], classes, step.reduce)
+        state = written if self.config.memory.order == "update-read" else self.memory.stored()
+        terms = {name: images[0].new_zeros(()) for name in TRANSLATION_TERMS if step.wants(name)}
+        fakes: list[list[Tensor]] = [[], []]
+        for x, y in ((0, 1), (1, 0)):
+            batch, image, content = step.batches[x], images[x], contents[x]
+            noisy = self._with_noise(content, step, x)
+            if step.wants("self_rec"):
+                terms["self_rec"] += l1(self._draw(noisy, x, classes[x], state), image)  # eq. 7
+            fake = self._draw(noisy, y, classes[x], state)  # eq. 1
+            fakes[y].append(fake)
+            if step.wants("cyc_rec", "content_rec"):
+                again = self.content_encoder(fake, y)
+                if step.wants("content_rec"):
+                    terms["content_rec"] += l1(again, content.detach())
+                if step.wants("cyc_rec"):
+                    terms["cyc_rec"] += l1(self._draw(self._with_noise(again, step, x), x, classes[x], state), image)  # eq. 7
+            if step.wants("latent", "adv_domain"):
+                values = self._random_values(step, batch.slots, y, like=fake)
+                style, weights = self.memory.read(content, y, classes[x], state, values)
+                random = self.generator(noisy, style.to(content.dtype), y)
+                fakes[y].append(random)
+                if step.wants("latent"):
+                    terms["latent"] += self._latent_error(random, y, weights, values)
+        for x in (0, 1):
+            if step.wants("adv_domain"):
+                terms["adv_domain"] += adversarial(self.domain_critic(torch.cat(fakes[x]), x), 1.0, self.config.gan)
+            if step.wants("adv_content"):
+                terms["adv_content"] += undecided(self.content_critic(contents[x]))
+            if step.wants("kl"):
+                terms["kl"] += styles[x].square().mean()  # style maps without variances: DRIT's L2 form
+            self._contrast(step, terms, contents[x], styles[x], classes[x], state, x)
+        step.cache["written"] = MemoryState(*(item.detach() for item in written))
+        step.cache["fakes"] = [torch.cat(fake).detach() for fake in fakes]
+        step.cache["contents"] = [content.detach() for content in contents]
+        return terms
+
+    def domain_critic_terms(self, step: Step) -> Terms:
+        """Critics tell pictures from translations, whether the style was remembered or random."""
+        if not step.wants("critic_domain"):
+            return {}
+        loss = step.batches[0].images.new_zeros(())
+        for x, batch in enumerate(step.batches):
+            loss = loss + adversarial(self.domain_critic(batch.images, x), 1.0, self.config.gan)
+            loss = loss + adversarial(self.domain_critic(step.cache["fakes"][x], x), 0.0, self.config.gan)
+        return {"critic_domain": loss}
+
+    def content_critic_terms(self, step: Step) -> Terms:
+        """The content critic tells which domain a content map comes from."""
+        if not step.wants("critic_content"):
+            return {}
+        losses = [
+            F.cross_entropy(self.content_critic(content).float(), torch.full((len(content),), x, device=content.device))
+            for x, content in enumerate(step.cache["contents"])
+        ]
+        return {"critic_content": torch.stack(losses).mean()}
+
+    def after_step(self, step: Step) -> None:
+        """Commit the step's write to the memory."""
+        self.memory.commit(step.cache["written"])
+
+    def health(self) -> dict[str, float]:
+        return self.memory.health()
+
+    def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
+        """Class-free translation with the stored values, or those that `guide` (noise, exemplar, values) puts in their place.
+
+        The extra `memory_map` (B, h, w) holds for every cell the index of the item it reads most.
+        """
+        refuse(guide, ("noise", "exemplar", "values"), "mguit")
+        if guide.noise is not None and guide.exemplar is not None:
+            raise ValueError("mguit takes noise or an exemplar, not both")
+        content = self.content_encoder(images, source)
+        style, weights = self.memory.read(content, target, values=self._guided_values(guide, target, len(images)))
+        return Translation(self.generator(content, style.to(content.dtype), target), {"memory_map": weights.argmax(dim=1)})
+
+    def sample_guide(self, target: int, generators: Sequence[torch.Generator]) -> Guide:
+        """A random unit value for every item: noise (B, N, value_dim)."""
+        return Guide(noise=self.memory.draw_values(generators))
+
+    def _guided_values(self, guide: Guide, target: int, batch: int) -> Tensor:
+        values = self.memory.values[target].expand(batch, -1, -1)
+        if guide.noise is not None:
+            values = unit(guide.noise.to(values), dim=-1)
+        if guide.exemplar is not None:
+            content, style = self.content_encoder(guide.exemplar, target), self.style_encoder(guide.exemplar, target)
+            values = self.memory.collect(content, style, target).to(values)
+        return self._with_class_values(values, guide.values or {})
+
+    def _with_class_values(self, values: Tensor, chosen: Mapping[str, Tensor]) -> Tensor:
+        values = values.clone()
+        for name, value in chosen.items():
+            items = self.memory.items_of(name)
+            if value.shape[-2:] != (len(items), values.shape[-1]):
+                raise ValueError(f"values for {name!r} are ({len(items)}, {values.shape[-1]}), not {tuple(value.shape)}")
+            values[:, items] = unit(value.to(values), dim=-1)
+        return values
+
+    def _classes(self, classes: Tensor | None, images: Tensor) -> Tensor:
+        if classes is not None:
+            return classes
+        height, width = images.shape[-2] // self.stride, images.shape[-1] // self.stride
+        if len(self.domains.classes) > 1:
+            raise ValueError(f"the memory has {', '.join(self.domains.classes)}, but these pictures have no boxes")
+        return torch.zeros(len(images), height, width, dtype=torch.long, device=images.device)
+
+    def _draw(self, content: Tensor, target: int, classes: Tensor, state: MemoryState) -> Tensor:
+        style, _ = self.memory.read(content, target, classes, state)
+        if self.config.memory.detach == "released":
+            style = style.detach()
+        picture: Tensor = self.generator(content, style.to(content.dtype), target)
+        return picture
+
+    def _with_noise(self, content: Tensor, step: Step, domain: int) -> Tensor:
+        if not self.config.content_noise:
+            return content
+        noise = step.draws.normal(f"content/{domain}", step.batches[domain].slots, tuple(content.shape[1:]), content)
+        return content + self.config.content_noise * noise
+
+    def _random_values(self, step: Step, slots: Sequence[int], domain: int, like: Tensor) -> Tensor:
+        draw = step.draws.normal(f"values/{domain}", slots, tuple(self.memory.values.shape[1:]), like)
+        return unit(draw, dim=-1)  # (B, N, value_dim), like the stored ones
+
+    def _latent_error(self, fake: Tensor, domain: int, weights: Tensor, values: Tensor) -> Tensor:
+        """L1 between the drawn values and the style of what was drawn with them, pooled over the pixels of each item."""
+        style = unit(self.style_encoder(fake, domain)).flatten(2)  # (B, C, P)
+        share = weights.detach().flatten(2)  # (B, N, P)
+        mass = share.sum(-1)  # (B, N)
+        pooled = unit(share @ style.mT, dim=-1)  # (B, N, C)
+        errors = (pooled - values).abs().sum(-1)  # (B, N)
+        used = (mass > 1).to(errors.dtype)  # an item that reads less than one pixel was not drawn
+        return ((errors * used).sum(-1) / used.sum(-1).clamp_min(1)).mean()
+
+    def _contrast(
+        self, step: Step, terms: Terms, content: Tensor, style: Tensor, classes: Tensor, state: MemoryState, domain: int
+    ) -> None:
+        if not step.wants("con_k", "con_v"):
+            return
+        tau, item_class, keys = self.config.memory.contrast_temperature, self.memory.item_class, state.keys.detach()
+        scores = content.detach().movedim(1, -1).flatten(0, 2) @ keys.to(content.dtype).mT
+        positives = nearest_items(scores, classes, item_class)  # of the keys, for the values too, so that pairs stay pairs
+        if step.wants("con_k"):
+            terms["con_k"] += memory_contrast(content, keys, tau, classes, item_class, positives, step.reduce)  # eq. 8
+        if step.wants("con_v"):
+            values = state.values[domain].detach()
+            terms["con_v"] += memory_contrast(style, values, tau, classes, item_class, positives, step.reduce)  # eq. 8
+
+
+TRANSLATION_TERMS = (
+    *("self_rec", "cyc_rec", "adv_content", "adv_domain", "kl", "latent", "con_k", "con_v"),  # eq. 9
+    "content_rec",
+)
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference, in fp32 or better."""
+    return (a - b).abs().mean() if a.dtype == torch.float64 else (a.float() - b.float()).abs().mean()
+
+

@@ -1,0 +1,69 @@
+"""Critics (discriminators) that several papers share; all answer with logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiScaleCritic(nn.Module):
+    """Patch critics on a picture and its halvings (Wang et al. 2018), as in DRIT and MUNIT.
+
+    Args:
+        width: channels of the first layer, doubled per layer up to 8 times.
+        layers: stride-2 convolutions per scale.
+        scales: how many sizes of the picture are judged.
+    """
+
+    def __init__(self, width: int = 64, layers: int = 4, scales: int = 3) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(_patch_critic(width, layers) for _ in range(scales))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        answers: list[Tensor] = []
+        for index, critic in enumerate(self.scales):
+            if index:
+                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+            answers.append(critic(x))
+        return answers
+
+
+def _patch_critic(width: int, layers: int) -> nn.Sequential:
+    sizes = [3, *(width * min(2**i, 8) for i in range(layers))]
+    body = [
+        layer
+        for inputs, outputs in zip(sizes, sizes[1:], strict=False)
+        for layer in (nn.ReflectionPad2d(1), nn.Conv2d(inputs, outputs, 4, 2), nn.LeakyReLU(0.01))
+    ]
+    return nn.Sequential(*body, nn.Conv2d(sizes[-1], 1, 1))
+
+
+class ContentCritic(nn.Module):
+    """Tells which domain a content map comes from: one logit a domain, pooled, so that any picture from 64 px up works.
+
+    DRIT's own (7x7 kernels without padding) needs pictures of 216 px; zero padding and a mean over what is left keep its form
+    at every size.
+    """
+
+    def __init__(self, channels: int, domains: int, layers: int = 3, kernel: int = 7) -> None:
+        super().__init__()
+        body = [
+            layer
+            for _ in range(layers)
+            for layer in (nn.Conv2d(channels, channels, kernel, 2, kernel // 2), nn.LeakyReLU(0.01))
+        ]
+        self.body = nn.Sequential(*body, nn.Conv2d(channels, domains, 1))
+
+    def forward(self, content: Tensor) -> Tensor:
+        logits: Tensor = self.body(content).mean(dim=(-2, -1))
+        return logits
+
+
+def undecided(logits: Tensor) -> Tensor:
+    """Cross-entropy of a domain critic's logits (B, D) against the even distribution: what content encoders strive for.
+
+    >>> round(undecided(torch.zeros(2, 2)).item(), 4)  # log 2: nothing better is possible
+    0.6931
+    """
+    return -logits.float().log_softmax(dim=-1).mean()

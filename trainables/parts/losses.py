@@ -1,0 +1,77 @@
+"""Loss terms that several papers share: pure functions of tensors, unweighted, means over samples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recollect.trainable import Reduce, alone
+from trainables.parts.memory import unit
+
+Gan = Literal["bce", "lsgan"]
+
+
+def adversarial(logits: list[Tensor], target: float, kind: Gan) -> Tensor:
+    """How far a critic's patch logits are from `target` (1 real, 0 fake, 0.5 undecided): mean over patches, sum over scales.
+
+    `bce` is the non-saturating loss in its logits form (Goodfellow et al. 2014), `lsgan` the squares of Mao et al. 2017.
+
+    >>> adversarial([torch.zeros(1, 1, 2, 2)], 1.0, "lsgan")
+    tensor(1.)
+    """
+    if kind == "lsgan":
+        return torch.stack([(x.float() - target).square().mean() for x in logits]).sum()
+    return torch.stack([F.binary_cross_entropy_with_logits(x.float(), torch.full_like(x.float(), target)) for x in logits]).sum()
+
+
+def memory_contrast(
+    features: Tensor,
+    items: Tensor,
+    temperature: float,
+    classes: Tensor | None = None,
+    item_class: Tensor | None = None,
+    positives: Tensor | None = None,
+    reduce: Reduce = alone,
+) -> Tensor:
+    """The feature contrastive loss of MGUIT, eq. 8: cross-entropy of features against memory items.
+
+    The positive is the nearest item (of the pixel's own class, where classes are given); the negatives are ALL other items,
+    which is what makes the class-free read of test time find small classes. Mean over pixels, where the paper sums, so that
+    the weight does not depend on resolution; and each class weighs alike, or background pixels drown the objects.
+
+    Args:
+        features: (B, C, h, w) content or style.
+        items: (N, C) keys or values.
+        classes, item_class: (B, h, w) and (N,) int64; both or neither.
+        positives: (B, h, w) int64 item indices that replace the nearest item (the values take those of the keys).
+        reduce: sum over ranks, so that classes weigh alike over the joint batch.
+
+    >>> round(memory_contrast(torch.tensor([[[[1.0]], [[0.0]]]]), torch.eye(2), 1.0).item(), 4)  # log(1 + 1 / e)
+    0.3133
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        scores = unit(features).movedim(1, -1).flatten(0, 2) @ unit(items, dim=-1).mT.to(unit(features).dtype)  # (P, N)
+        if positives is None:
+            positives = nearest_items(scores, classes, item_class)
+        losses = F.cross_entropy(scores / temperature, positives.flatten(), reduction="none")  # (P,)
+        if classes is None:
+            return losses.mean()
+        member = F.one_hot(classes.flatten()).to(losses.dtype) if item_class is None else _membership(classes, item_class, losses)
+        counts = reduce(torch.cat([member.sum(0), torch.ones_like(member[0, :1])])).detach()  # pixels of each class, ranks
+        counts, ranks = counts[:-1], counts[-1]
+        present = (counts > 0).sum()
+        return ranks * (losses @ member / counts.clamp_min(1)).sum() / present  # times ranks: gradients are averaged over them
+
+
+def nearest_items(scores: Tensor, classes: Tensor | None, item_class: Tensor | None) -> Tensor:
+    """For each pixel the item (P,) with the highest score (P, N), within the pixel's class where classes are given."""
+    if classes is not None and item_class is not None:
+        scores = scores.masked_fill(classes.flatten()[:, None] != item_class, -torch.inf)
+    return scores.argmax(-1)
+
+
+def _membership(classes: Tensor, item_class: Tensor, like: Tensor) -> Tensor:
+    return F.one_hot(classes.flatten(), int(item_class[-1]) + 1).to(like.dtype)  # (P, K)
