@@ -130,7 +130,8 @@ class Ingress:
         asked = await body.read(request, self.limits)
         picture = await asyncio.to_thread(decode, asked.content, self.limits)  # the loop goes on reading other requests
         options, seeds = asked.options, asked.options.seeds()
-        answer = await self.translator.translate.remote(picture.numpy(), options.target, options.source, seeds)
+        with errors.of_serve():
+            answer = await self.translator.translate.remote(picture.numpy(), options.target, options.source, seeds)
         if isinstance(answer, Refusal):
             raise answer.error()
         make = _json_answer if asked.as_json else _picture_answer
@@ -139,7 +140,9 @@ class Ingress:
     @api.get("/v1/model", summary="What this server translates with", responses={503: ERRORS[503]})
     async def model(self) -> ModelCard:
         """The model's name, domains, limits, and the run that trained it."""
-        return ModelCard(**await self.translator.card.remote(), limits=self.limits)
+        with errors.of_serve():
+            card = await self.translator.card.remote()
+        return ModelCard(**card, limits=self.limits)
 
     @api.get("/healthz", summary="Whether this process is up")
     async def healthz(self) -> dict[str, bool]:
@@ -150,7 +153,8 @@ class Ingress:
     async def readyz(self) -> dict[str, str]:
         """The name of the model that is ready; 503 while there is none."""
         try:
-            card = await asyncio.wait_for(self.translator.card.remote(), READY_S)
+            with errors.of_serve():
+                card = await asyncio.wait_for(self.translator.card.remote(), READY_S)
         except TimeoutError:
             hint = "it is still starting, or overloaded"
             raise ApiError(503, "not_ready", f"no translator answered within {READY_S:g} s", hint, {"Retry-After": "5"}) from None

@@ -181,11 +181,24 @@ class Translator:
         self.model = BatchTranslator(bundle, device, max_pixels)
         self.batched.set_max_batch_size(max_batch_size)
         self.batched.set_batch_wait_timeout_s(batch_wait_s)
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     @ray.serve.batch  # type: ignore[untyped-decorator]  # Ray's types are not read
     async def batched(self, jobs: list[Job]) -> list[Done | Exception]:
-        """In a thread, so that the next batch gathers while this one is computed."""
-        return await asyncio.to_thread(self.model.translate, jobs)
+        """In a thread, so that this replica goes on taking requests and answering health checks."""
+        self.idle.clear()
+        try:
+            return await asyncio.to_thread(self.model.translate, jobs)
+        finally:
+            self.idle.set()
+
+    async def _translated(self, job: Job) -> Done | Exception:
+        """Join a batch only when no forward is under way: Ray closes a batch after its wait even if it must then queue behind
+        another, so under load, without this, many small batches would form where one large one could."""
+        await self.idle.wait()
+        result: Done | Exception = await self.batched(job)
+        return result
 
     async def translate(self, picture: Pixels, target: str, source: str | None, seeds: list[int] | None) -> Answer | Refusal:
         """Translate one picture (3, H, W) once for each seed, or once without."""
@@ -193,7 +206,7 @@ class Translator:
         if refusal:
             return refusal
         wanted: Sequence[int | None] = seeds or [None]
-        done = await asyncio.gather(*[self.batched(Job(picture, target, source, seed)) for seed in wanted])
+        done = await asyncio.gather(*[self._translated(Job(picture, target, source, seed)) for seed in wanted])
         for item in done:
             if isinstance(item, Exception):
                 raise item

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -40,15 +41,21 @@ class ApiError(Exception):
         return JSONResponse(body, self.status, dict(self.headers or {}))
 
 
-def busy() -> ApiError:
-    """The answer when the queue is full."""
-    return ApiError(
-        503,
-        "busy",
-        "all translators are busy and the queue is full",
-        f"try again after {RETRY_AFTER_S} s (the header Retry-After says so too)",
-        {"Retry-After": str(RETRY_AFTER_S)},
-    )
+@contextlib.contextmanager
+def of_serve() -> Iterator[None]:
+    """Around a call to another deployment: Ray Serve's own refusals become ours.
+
+    Exception handlers cannot do this: Ray Serve replaces those for its exceptions by its own, which answer in plain text.
+    """
+    try:
+        yield
+    except BackPressureError:
+        hint = f"try again after {RETRY_AFTER_S} s, as the header Retry-After says"
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        raise ApiError(503, "busy", "all translators are busy and the queue is full", hint, headers) from None
+    except DeploymentUnavailableError:
+        hint = "try again in a moment; /readyz says when it is back"
+        raise ApiError(503, "unavailable", "no translator is running", hint, {"Retry-After": "5"}) from None
 
 
 def install(api: FastAPI) -> None:
@@ -56,8 +63,6 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_error)
-    api.add_exception_handler(BackPressureError, _busy)
-    api.add_exception_handler(DeploymentUnavailableError, _unavailable)
     api.add_middleware(CatchAll)
 
 
@@ -80,15 +85,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         hint = f"{request.url.path} takes {error.headers.get('Allow', 'another method')}; see /docs"
     message = f"{request.method} {request.url.path}: {error.detail}"
     return ApiError(error.status_code, codes.get(error.status_code, "http_error"), message, hint, error.headers).response()
-
-
-async def _busy(request: Request, error: Exception) -> JSONResponse:
-    return busy().response()
-
-
-async def _unavailable(request: Request, error: Exception) -> JSONResponse:
-    hint = "try again in a moment; /readyz says when it is back"
-    return ApiError(503, "unavailable", "no translator is running", hint, {"Retry-After": "5"}).response()
 
 
 class CatchAll:

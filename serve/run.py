@@ -127,13 +127,14 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
     """Use the Ray that this process is connected to, or else start (or join) one."""
     if ray.is_initialized():
         return
+    modules = [Path(str(importlib.import_module(name).__file__)).parent for name in CODE]
     passed = {name: os.environ[name] for name in ("RECOLLECT_CATALOGUE",) if name in os.environ}
-    environment: dict[str, Any] = {"env_vars": passed}
     if address != "local":
-        environment["py_modules"] = [str(Path(str(importlib.import_module(name).__file__)).parent) for name in CODE]
         undo.callback(ray.shutdown)
-        ray.init(address=address, runtime_env=environment)
+        ray.init(address=address, runtime_env={"env_vars": passed, "py_modules": [str(module) for module in modules]})
         return
+    roots = [str(module.parent) for module in modules] + os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    passed["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, roots)))  # the code of this process, wherever that is
     folder = tempfile.mkdtemp(
         prefix="rcl-", dir="/tmp" if os.path.isdir("/tmp") else None
     )  # short: it holds Unix sockets (107 bytes)
@@ -147,7 +148,7 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
         include_dashboard=dashboard,
         dashboard_port=_free_port() if dashboard else None,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env=environment,
+        runtime_env={"env_vars": passed},
         _temp_dir=folder,
     )
     if callable(handler) and threading.current_thread() is threading.main_thread():

@@ -210,6 +210,23 @@ def preset(name: str, **sections: Any) -> Run:
     return Run.model_validate(merge(start, sections))
 
 
+def find_run(name: str) -> Run:
+    """The Run behind `method:preset` (of the catalogue) or `module:function` (a recipe).
+
+    Raises ValueError for names that are neither, and for functions that return something else.
+    """
+    if name.partition(":")[0] in methods():
+        return preset(name)
+    found = resolve(name) if ":" in name else None
+    if found is None:
+        known = [f"{method}:{own}" for method in methods() for own in find_method(method).presets]
+        raise ValueError(f"{name!r} is neither a method nor a recipe (module:function){did_you_mean(name, known)}")
+    run = found() if callable(found) else found
+    if not isinstance(run, Run):
+        raise ValueError(f"{name} returned {type(run).__name__}, not a Run")
+    return run
+
+
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `change` laid over it, dictionary by dictionary.
 

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from serve.pictures import PictureError, decode, encode, encode_map
 from serve.schema import Limits
-
 from tests.serve.conftest import encoded, painted
 
 

@@ -15,7 +15,11 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import Data, ModelConfig, Run, Weights
 from recollect.trainable import Translator, refuse
 
-METHODS = {"tint": "tests.serve.translators:Tint", "flat": "tests.serve.translators:Flat"}
+METHODS = {
+    "tint": "tests.serve.translators:Tint",
+    "flat": "tests.serve.translators:Flat",
+    "mguit": "trainables.mguit:MGUIT",
+}
 CATALOGUE = "tests.serve.translators:METHODS"
 DOMAINS = Domains(("sunny", "night", "rainy"), ("background", "car"))
 NOISE, ITEMS = 8, 12
@@ -27,7 +31,7 @@ class Tint(Translator):
     class Config(ModelConfig):
         name: str = "tint"
         width: int = 8
-        delay_s: float = 0.0  # a forward takes at least so long
+        slow_at_width: int = 0  # pictures that wide take a while, as large ones do
         fails_at_width: int = 0  # pictures that wide break it, as a fault in a method would
 
     class Weights(Weights):
@@ -51,7 +55,8 @@ class Tint(Translator):
 
     def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
         refuse(guide, ("noise",), "tint")
-        time.sleep(self.settings.delay_s)
+        if images.shape[-1] == self.settings.slow_at_width:
+            time.sleep(0.8)
         if images.shape[-1] == self.settings.fails_at_width:
             raise RuntimeError("a secret of the implementation")
         content = self.encoder(images)  # (B, width, h, w)

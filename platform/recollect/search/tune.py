@@ -53,7 +53,8 @@ class Search:
         run: where every trial starts; its `engine.steps` are the longest trial, `engine.evaluate_every` the first rung of ASHA.
         over: names or globs of searchable fields.
         trials: how many settings are tried; the first is the run's own.
-        directory: where everything goes; all nodes reach it.
+        directory: where everything goes: a path or `pyarrow.fs` URI that all nodes reach. Beside a remote one, Optuna's journal
+            is kept on the driver's machine and copied there at the end.
         mode: `min` or `max` of the objective (the validator's).
         workers: per trial; above 1 a trial is a Ray Train run.
         cpus, gpus: per worker.
@@ -64,7 +65,7 @@ class Search:
     run: Run
     over: Sequence[str]
     trials: int
-    directory: Path
+    directory: str
     mode: str = "min"
     workers: int = 1
     cpus: float = 1.0
@@ -83,8 +84,8 @@ class Outcome:
     """A finished search: the table of trials, and the winner's bundle and checkpoint."""
 
     table: pd.DataFrame
-    winner: Path
-    checkpoint: Path
+    winner: str
+    checkpoint: str
     changes: dict[str, Any]
 
 
@@ -97,21 +98,39 @@ def search(plan: Search, resume: bool = False) -> Outcome:
     Raises ValueError where a trial does not fit the cluster, the directory holds a search already, or every trial failed.
     """
     require(plan.workers * plan.cpus, plan.workers * plan.gpus, "a trial")
-    directory = plan.directory.absolute()
-    experiment = directory / "tune"
-    if experiment.exists() and not resume:
+    directory = plan.directory if "://" in plan.directory else os.path.abspath(plan.directory)
+    experiment = f"{directory}/tune"
+    known = tune.Tuner.can_restore(experiment)
+    if known and not resume:
         raise ValueError(f"{directory} holds a search already; go on with it (--resume), or choose another --storage")
-    directory.mkdir(parents=True, exist_ok=True)
+    journal = _journal(directory)
     trial = _trainable(plan, directory)
-    if resume and tune.Tuner.can_restore(str(experiment)):
-        tuner = tune.Tuner.restore(str(experiment), trainable=trial, resume_unfinished=True, resume_errored=True)
+    if known:
+        tuner = tune.Tuner.restore(experiment, trainable=trial, resume_unfinished=True, resume_errored=True)
     else:
-        tuner = _tuner(plan, trial, directory)
+        tuner = _tuner(plan, trial, directory, journal)
     grid = tuner.fit()
+    _write(directory, journal.name, journal.read_bytes())
     return _conclude(plan, grid, directory)
 
 
-def _tuner(plan: Search, trial: Callable[..., Any], directory: Path) -> tune.Tuner:
+def _journal(directory: str) -> Path:
+    """Where Optuna appends: beside the search, or on this machine where the search's storage is remote."""
+    folder = Path.home() / ".cache" / "recollect" / Path(directory).name if "://" in directory else Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "study.journal"
+
+
+def _write(directory: str, name: str, content: bytes) -> None:
+    """Put a file into the search's directory, whole or not at all."""
+    filesystem, root = bundles.filesystem_of(directory)
+    filesystem.create_dir(root, recursive=True)
+    with filesystem.open_output_stream(f"{root}/.{name}") as stream:
+        stream.write(content)
+    filesystem.move(f"{root}/.{name}", f"{root}/{name}")
+
+
+def _tuner(plan: Search, trial: Callable[..., Any], directory: str, journal: Path) -> tune.Tuner:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     engine = plan.run.engine
     own = {name: inside(spread, value) for name, (spread, value) in plan.fields.items()}
@@ -120,8 +139,8 @@ def _tuner(plan: Search, trial: Callable[..., Any], directory: Path) -> tune.Tun
         mode=plan.mode,
         points_to_evaluate=[own],
         sampler=optuna.samplers.TPESampler(seed=plan.seed, multivariate=True, n_startup_trials=max(4, plan.trials // 4)),
-        study_name=directory.name,
-        storage=JournalStorage(JournalFileBackend(str(directory / "study.journal"))),
+        study_name=Path(directory).name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
     )
     scheduler = ASHAScheduler(
         metric=OBJECTIVE,
@@ -143,7 +162,7 @@ def _tuner(plan: Search, trial: Callable[..., Any], directory: Path) -> tune.Tun
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(directory),
+            storage_path=directory,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
@@ -169,8 +188,8 @@ def _domain(spread: Spread, value: Any) -> Any:
     return tune.loguniform(spread.low, spread.high) if spread.log else tune.uniform(spread.low, spread.high)
 
 
-def _trainable(plan: Search, directory: Path) -> Callable[..., Any]:
-    fixed = {"run": plan.run.model_dump_json(), "directory": str(directory)}
+def _trainable(plan: Search, directory: str) -> Callable[..., Any]:
+    fixed = {"run": plan.run.model_dump_json(), "directory": directory}
     if plan.workers == 1:
         each = {"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {})
         return tune.with_resources(tune.with_parameters(_plain_trial, fixed=fixed), each)
@@ -201,7 +220,7 @@ def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
     workers, cpus, gpus = json.loads(fixed["resources"])
     launch.train(
         _run_of(config, fixed),
-        storage=str(Path(fixed["directory"]) / "train"),
+        storage=f"{fixed['directory']}/train",
         name=str(tune.get_context().get_trial_id()),  # stable: the same trial, restarted, goes on
         resources=launch.Resources(workers, cpus, gpus),
         callbacks=[TuneReportCallback()],
@@ -239,27 +258,25 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _conclude(plan: Search, grid: tune.ResultGrid, directory: Path) -> Outcome:
+def _conclude(plan: Search, grid: tune.ResultGrid, directory: str) -> Outcome:
     rows = [_row(plan, result) for result in grid]
     table = pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=plan.mode == "min", ignore_index=True)
     if table[OBJECTIVE].isna().all():
         errors = "; ".join(str(error).strip().splitlines()[-1] for error in grid.errors[:3])
-        raise ValueError(f"every trial failed: {errors or 'no trial reported'} (details below {directory / 'tune'})")
-    partial = directory / ".trials.parquet"
-    table.to_parquet(partial, index=False)
-    os.replace(partial, directory / "trials.parquet")
+        raise ValueError(f"every trial failed: {errors or 'no trial reported'} (details below {directory}/tune)")
+    _write(directory, "trials.parquet", table.to_parquet(index=False))
     first = table.iloc[0]
     work = Path(tempfile.mkdtemp(prefix="recollect-winner-"))
     try:
         filesystem, root = bundles.filesystem_of(first["checkpoint"])
         fs.copy_files(root, str(work), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
-        bundles.copy(work / "best", str(directory / "winner"))
-        bundles.copy(work / "last", str(directory / "winner-checkpoint"))
+        bundles.copy(work / "best", f"{directory}/winner")
+        bundles.copy(work / "last", f"{directory}/winner-checkpoint")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     changes = {name: _plain(first[f"config/{name}"]) for name in plan.fields}
-    logger.info("winner: trial %s with %s %.4f -> %s", first["trial"], OBJECTIVE, first[OBJECTIVE], directory / "winner")
-    return Outcome(table, directory / "winner", directory / "winner-checkpoint", changes)
+    logger.info("winner: trial %s with %s %.4f -> %s/winner", first["trial"], OBJECTIVE, first[OBJECTIVE], directory)
+    return Outcome(table, f"{directory}/winner", f"{directory}/winner-checkpoint", changes)
 
 
 def _row(plan: Search, result: Any) -> dict[str, Any]:

@@ -1,0 +1,319 @@
+"""The command `recollect`. Heavy imports happen inside the commands, so that `recollect --help` answers at once.
+
+Methods, recipes and the endpoint are reached by name, as uvicorn reaches applications; nothing here imports upward.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from recollect.config import Run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Make and look at image stores.")
+app.add_typer(data, name="data")
+
+Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
+
+
+@app.callback()
+def root() -> None:
+    """Image translators guided by memory and by retrieval: train, search, evaluate, serve.
+
+    recollect data streets runs/streets-64\n
+    recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
+    recollect evaluate runs/first/best --store runs/streets-64\n
+    recollect serve runs/first/best
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+
+
+@data.command("streets")
+def data_streets(
+    out: Annotated[str, typer.Argument(help="Where the store goes: a path or URI.")],
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
+    train: Annotated[int, typer.Option(help="Unpaired training pictures a domain.")] = 600,
+    val: Annotated[int, typer.Option(help="Validation scenes.")] = 48,
+    test: Annotated[int, typer.Option(help="Test scenes.")] = 60,
+    references: Annotated[int, typer.Option(help="True renders of each scene in each domain.")] = 6,
+    seed: int = 0,
+) -> None:
+    """Draw the streets world: sunny, night, rainy, cloudy, with boxes and exact truth.
+
+    recollect data streets runs/streets-128 --size 128 --train 2000
+    """
+    from recollect.data.worlds import build_streets
+
+    manifest = build_streets(
+        out, size=size, train=train, val=val, test=test, references=references, seed=seed, progress=_progress("drawing")
+    )
+    _say_store(out, manifest)
+
+
+@data.command("folders")
+def data_folders(
+    folder: Annotated[Path, typer.Argument(help="trainA/ trainB/ (testA/ testB/), train/DOMAIN/ test/DOMAIN/, or DOMAIN/.")],
+    out: Annotated[str, typer.Argument(help="Where the store goes: a path or URI.")],
+    boxes: Annotated[list[str] | None, typer.Option(help="COCO boxes: FILE for all, or SPLIT=FILE (repeat).")] = None,
+    names: Annotated[str | None, typer.Option(help="Names for A and B: 'day,night'.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail at the first broken picture instead of skipping it.")] = False,
+    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to at most this long a side.")] = None,
+) -> None:
+    """Read folders of pictures into a store; broken pictures are listed and skipped.
+
+    recollect data folders photos runs/photos --names summer,winter --max-side 512
+    """
+    from recollect.data.sources.folders import ingest
+
+    pair = tuple(names.split(",")) if names else None
+    if pair is not None and len(pair) != 2:
+        raise ValueError(f"--names takes two names with a comma, as in day,night; not {names!r}")
+    found = ingest(
+        folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=_progress("reading")
+    )
+    for path, reason in found.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    _say_store(out, found.manifest)
+
+
+@data.command("show")
+def data_show(store: Annotated[str, typer.Argument(help="A store.")]) -> None:
+    """What a store holds, after checking its files against their digests."""
+    from recollect.data.store import Store
+
+    _say_store(store, Store.open(store, verify=True).manifest)
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="method:preset (mguit:tiny) or module:recipe (experiments.streets:sunny_night).")],
+    changes: Changes = None,
+    out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/run"),
+    workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")] = "local",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Train a translator.
+
+    recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
+    recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2
+    """
+    from recollect.config import find_run, overlay
+
+    run = overlay(find_run(what), changes or [])
+    if run.data.store or not dry_run:
+        run = overlay(_suited(run), changes or [])
+    if dry_run:
+        print(run.model_dump_json(indent=2))
+        return
+    bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
+    print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect serve {bundle}")
+
+
+def _suited(run: Run) -> Run:
+    from recollect.data.store import Store
+    from recollect.training.session import suit
+
+    if not run.data.store:
+        raise ValueError("which pictures? give data.store=..., made by `recollect data streets` or `recollect data folders`")
+    return suit(run, Store.open(run.data.store), print)
+
+
+def _train_here(run: Run, out: Path, resume: bool) -> Path:
+    from recollect.training.session import train as train_here
+
+    return train_here(run, out, resume=resume)
+
+
+def _train_on_ray(run: Run, out: Path, workers: int, address: str | None, resume: bool) -> Path:
+    from recollect.cluster import connect
+    from recollect.training import launch
+
+    storage = out.absolute().parent
+    if (out / "last").exists() and not resume:
+        raise ValueError(f"{out} holds a run already; resume it (--resume), or choose another --out")
+    cluster = connect(address)
+    result = launch.train(run, str(storage / ".ray"), out.name, launch.Resources.fitting(workers, cluster.gpus))
+    return launch.fetch(result, out)
+
+
+@app.command()
+def search(
+    what: Annotated[str, typer.Argument(help="method:preset or module:recipe.")] = "mguit:tiny",
+    changes: Changes = None,
+    store: Annotated[str, typer.Option(help="An image store; default: the streets world.")] = "",
+    over: Annotated[list[str] | None, typer.Option(help="Fields or globs to search (repeat).")] = None,
+    trials: int = 24,
+    steps: int = 600,
+    workers_per_trial: int = 1,
+    storage: Annotated[str, typer.Option(help="Where results go.")] = "runs/search",
+    address: Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")] = "local",
+    resume: Annotated[bool, typer.Option("--resume")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="List the searchable fields and stop.")] = False,
+) -> None:
+    """Search settings with Ray Tune, Optuna and ASHA.
+
+    recollect search mguit:tiny --store runs/photos --over 'weights.*' --trials 16\n
+    recollect search mguit:tiny --fields
+    """
+    from recollect.config import find_run, overlay, resolve
+    from recollect.search.space import searchable
+
+    if fields:
+        for name, (spread, value) in searchable(overlay(find_run(what), changes or [])).items():
+            print(f"{name} = {value}   {spread}")
+        return
+    arguments = ["--method", what, "--store", store, "--trials", str(trials), "--steps", str(steps), "--storage", storage]
+    arguments += ["--workers-per-trial", str(workers_per_trial), *(["--address", address] if address else [])]
+    arguments += [word for name in over or [] for word in ("--over", name)]
+    arguments += [word for change in changes or [] for word in ("--set", change)] + (["--resume"] if resume else [])
+    code = resolve("experiments.tune_memory:main")(arguments)
+    raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    store: Annotated[str, typer.Option(help="An image store; default: the one it was trained on.")] = "",
+    split: str = "test",
+    pictures: Annotated[int | None, typer.Option(help="At most so many pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Append the rows to this Parquet table.")] = None,
+) -> None:
+    """Judge a bundle beside its baselines.
+
+    recollect evaluate runs/first/best --out runs/results.parquet
+    """
+    from recollect.bundle import open_bundle
+    from recollect.evaluation.evaluate import append, show
+    from recollect.evaluation.evaluate import evaluate as judge
+
+    frame = judge(bundle, store or open_bundle(bundle).run.data.store, split=split, pictures=pictures)
+    show(frame)
+    if out is not None:
+        append(out, frame)
+        print(f"rows appended to {out}")
+
+
+@app.command()
+def translate(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures to translate.")],
+    to: Annotated[str, typer.Option(help="The domain wanted.")],
+    source: Annotated[str | None, typer.Option("--from", help="The domain they are from.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the translations go.")] = Path("translated"),
+    samples: Annotated[int, typer.Option(help="Random styles a picture; 0: the one style without chance.")] = 0,
+    seed: int = 0,
+    exemplar: Annotated[Path | None, typer.Option(help="A picture of the wanted domain whose style to take.")] = None,
+    device: str = "cpu",
+) -> None:
+    """Translate pictures; each keeps its size.
+
+    recollect translate runs/first/best street.png --to night --samples 3
+    """
+    from torchvision.io import write_png
+
+    from recollect.batch import Guide
+    from recollect.data.transforms import decode, to_uint8, to_unit
+    from recollect.pipeline import Pipeline
+
+    pipeline = Pipeline.open(bundle, device)
+    guide = Guide(exemplar=to_unit(decode(exemplar.read_bytes()))[None]) if exemplar else Guide()
+    if exemplar and samples:
+        raise ValueError("--exemplar gives the style already; leave --samples out")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in pictures:
+        image = to_unit(decode(path.read_bytes()))[None]
+        for index in range(max(samples, 1)):
+            seeds = [seed + index] if samples else None
+            result = pipeline(image, to, source, guide, seeds)
+            name = out / (f"{path.stem}-{to}-{seed + index}.png" if samples else f"{path.stem}-{to}.png")
+            write_png(to_uint8(result.images[0]).cpu(), str(name))
+            print(name)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """Deploy a bundle with Ray Serve until Ctrl-C.
+
+    recollect serve runs/first/best --port 8000\n
+    curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
+    """
+    from recollect.config import resolve
+
+    resolve("serve.run:main")(bundle, host=host, port=port)
+
+
+@app.command()
+def show(what: Annotated[str, typer.Argument(help="A bundle, a run's directory, a store, or `methods`.")]) -> None:
+    """What a thing is: a bundle's card, a run's newest numbers, a store's counts, the catalogue.
+
+    recollect show runs/first/best
+    """
+    from recollect.bundle import open_bundle
+    from recollect.config import find_method, methods
+
+    if what == "methods":
+        for name in methods():
+            kind = find_method(name)
+            title = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().splitlines()[0]
+            print(f"{name}: {title}\n    presets: {', '.join(kind.presets)}")
+        return
+    path = Path(what)
+    if (path / "manifest.json").exists() and not (path / "config.json").exists():
+        return data_show(what)
+    inner = next((path / name for name in ("best", "last") if (path / name / "manifest.json").exists()), path)
+    opened = open_bundle(inner)
+    print((opened.path / "README.md").read_text())
+    print(f"digest {opened.digest}\nparents {opened.manifest['parents']}\nfiles {', '.join(opened.manifest['files'])}")
+
+
+def _progress(verb: str) -> Any:
+    def say(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{verb} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done == total:
+            print(f"{verb} {done}/{total}", file=sys.stderr)
+
+    return say
+
+
+def _boxes(given: list[str] | None) -> Any:
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    return dict(item.split("=", 1) for item in given)
+
+
+def _say_store(uri: str, manifest: Any) -> None:
+    print(f"store {uri}\n  digest  {manifest.digest}\n  source  {manifest.source}")
+    print(f"  classes {', '.join(manifest.classes)}{'' if manifest.annotated else ' (no boxes)'}")
+    for split, counts in manifest.counts.items():
+        print(f"  {split:7} {', '.join(f'{count} {name}' for name, count in counts.items())}")
+
+
+def main() -> None:
+    """Run the command; errors that a user can mend are one line, with exit code 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

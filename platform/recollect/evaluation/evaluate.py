@@ -1,0 +1,225 @@
+"""The final table: a bundle judged on a split, beside its baselines, as rows that can be appended to a Parquet file."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow import fs
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from recollect.bundle import Bundle, filesystem_of, open_bundle
+from recollect.data.schema import SPLITS
+from recollect.data.store import Store
+from recollect.evaluation import baselines
+from recollect.evaluation.metrics import METRICS, RegionErrors, find_metric
+from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
+from recollect.pipeline import Pipeline
+
+RESAMPLES = 1000
+KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
+COLUMNS = ["name", "kind", "method", "about", "source", "target", "split", "metric", "value", "low", "high", "pictures", "bundle",
+           "data", "features"]  # fmt: skip
+KINDS = ("method", "baseline", "ceiling")
+FITTING = 64  # pairs that baselines are fitted on: their handful of numbers do not improve with more
+
+
+def evaluate(
+    bundle: str | os.PathLike[str] | Bundle,
+    store_uri: str | os.PathLike[str],
+    split: str = "test",
+    pictures: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """A bundle and its baselines on a split of a store, one row a metric (see COLUMNS).
+
+    Baselines are fitted on the validation split; where that is the one to judge, every second scene is judged and the others
+    serve for fitting. `low` and `high` bound scene_error, its regions and content_kept at 95 % (bootstrap over the pictures).
+
+    Args:
+        bundle: what to judge; its run says the direction and the size.
+        pictures: how many source pictures; None: all of the split (of scenes, where there are scenes).
+        progress: told in words what is being done.
+
+    Raises ValueError for unknown splits, and for stores without the bundle's domains.
+    """
+    tell = progress or (lambda text: None)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    pipeline, store, run = Pipeline.open(opened, device), Store.open(store_uri), opened.run
+    cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
+    tell(f"translating {len(cases)} pictures from {cases.source} to {cases.target}")
+    judgement = judge(translate_all(pipeline, cases), cases)
+    judgement.values.update(examine_memory(pipeline, cases))
+    common = {"source": cases.source, "target": cases.target, "split": split, "pictures": len(cases), "data": store.digest}
+    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{run.engine.steps} steps"}
+    found = _rows({**method, "bundle": opened.digest, **common}, judgement, cases)
+    tell("fitting and judging baselines")
+    for row in baselines.rows(cases, fitting):
+        facts = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
+        found += _rows(facts, row.judgement, cases)
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _cases(
+    store: Store, direction: tuple[str, str], split: str, size: int, short_side: int | None, pictures: int | None
+) -> tuple[Cases, Cases | None]:
+    """What is judged, and what baselines are fitted on (None where the store has no truth or no other pairs)."""
+    if split not in SPLITS or split == "train":
+        raise ValueError(f"there is nothing to judge on the split {split!r}; it is val or test")
+    halved: Literal[0] | None = 0 if split == "val" and store.manifest.truth else None
+    cases = gather(store, direction, split, size, pictures, short_side, halved)
+    if cases.truth is None or not all(store.ids("val", domain) for domain in direction):
+        return cases, None
+    fitting = gather(store, direction, "val", size, FITTING, short_side, 1 if split == "val" else None)
+    return cases, fitting if len(fitting) else None
+
+
+def _rows(facts: dict[str, Any], judgement: Judgement, cases: Cases) -> list[dict[str, Any]]:
+    bounds = bootstrap(judgement, cases.regions)
+    nothing = (float("nan"), float("nan"))
+    found = []
+    for metric, value in judgement.values.items():
+        low, high = bounds.get(metric, nothing)
+        features = "pyramid" if metric == DISTANCE else ""
+        found.append({**facts, "metric": metric, "value": value, "low": low, "high": high, "features": features})
+    return found
+
+
+def bootstrap(judgement: Judgement, regions: Iterable[str], seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals by resampling the pictures 1000 times: content_kept, and with truth scene_error and its regions."""
+    count = len(judgement.kept)
+    draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    bounds = {"content_kept": _interval(judgement.kept.double()[draws].mean(1))}
+    if judgement.errors is None:
+        return bounds
+    times = torch.zeros(RESAMPLES, count, dtype=torch.double).scatter_add_(1, draws, torch.ones(draws.shape, dtype=torch.double))
+    errors: RegionErrors = judgement.errors
+    by_region = (times @ (errors.error * errors.pixels)) / (times @ errors.pixels)  # (draws, R); nan: not drawn
+    bounds["scene_error"] = _interval(by_region.nanmean(1))
+    shown = errors.pixels.sum(0) > 0
+    bounds |= {f"scene_error/{name}": _interval(by_region[:, r]) for r, name in enumerate(regions) if shown[r]}
+    return bounds
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    low, high = values.nanquantile(values.new_tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def append(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.DataFrame:
+    """Add rows to a Parquet file (any `pyarrow.fs` URI), replacing those with the same KEY; returns all rows.
+
+    A reader sees the old file or the new one, never a half.
+    """
+    filesystem, root = filesystem_of(path)
+    if filesystem.get_file_info(root).type == fs.FileType.File:
+        frame = pd.concat([pq.read_table(root, filesystem=filesystem).to_pandas(), frame], ignore_index=True)
+    frame = frame.drop_duplicates(KEY, keep="last", ignore_index=True)
+    folder, _, name = root.rpartition("/")
+    filesystem.create_dir(folder, recursive=True)
+    work = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), work, filesystem=filesystem)
+    filesystem.move(work, root)
+    return frame
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as a wide table for reading: methods, baselines, ceiling; the mean over regions first, then each region.
+
+    Several evaluations of the same name are told apart by the bundle's digest.
+    """
+    labels = frame["name"].where(~_ambiguous(frame), frame["name"] + " " + frame["bundle"].str[:6])
+    rows = [(kind, label) for kind in KINDS for label in labels[frame["kind"] == kind].unique()]
+    wide = frame.assign(label=labels).pivot_table(index=["kind", "label"], columns="metric", values="value", aggfunc="last")
+    columns = sorted(wide.columns, key=_column_order(list(frame["metric"])))
+    result = wide.reindex(index=pd.MultiIndex.from_tuples(rows, names=["kind", "name"]), columns=columns)
+    result.columns.name = None
+    return result
+
+
+def _ambiguous(frame: pd.DataFrame) -> pd.Series[bool]:
+    return frame.groupby(["kind", "name"])["bundle"].transform("nunique") > 1
+
+
+def _column_order(seen: list[str]) -> Callable[[str], tuple[int, int]]:
+    """Metrics in the registry's order, each followed by its parts as they were measured; unknown ones (health) last."""
+    known = list(METRICS)
+
+    def order(metric: str) -> tuple[int, int]:
+        try:
+            place = known.index(find_metric(metric).name)
+        except ValueError:
+            place = len(known)
+        return place, -1 if metric in METRICS else seen.index(metric)
+
+    return order
+
+
+def show(frame: pd.DataFrame, console: Console | None = None) -> None:
+    """Print the rows: what decides, with 95 % intervals; then the errors of the regions; then the memory."""
+    console = console or Console()
+    wide = table(frame)
+    bounds = {side: _bounds(frame, side, wide) for side in ("low", "high")}
+    first = frame.iloc[0]
+    title = f"{first['source']} to {first['target']}, {first['pictures']} {first['split']} pictures"
+    parts = [column for column in wide.columns if column.startswith("scene_error/")]
+    memory = [column for column in wide.columns if column not in parts and _needs_memory(column)]
+    deciding = [column for column in wide.columns if column not in parts and column not in memory]
+    console.print(_rich(wide[deciding], title, bounds))
+    if parts:
+        console.print(_rich(wide[parts], "scene_error by region", None))
+    for (_, name), row in wide[memory].dropna(how="all").iterrows():
+        facts = "  ".join(f"{key} {_short(value)}" for key, value in row.dropna().items())
+        console.print(f"[bold]memory of {name}[/bold]  {facts}", highlight=False)
+
+
+def _needs_memory(metric: str) -> bool:
+    try:
+        return find_metric(metric).needs == "memory"
+    except ValueError:
+        return True
+
+
+def _bounds(frame: pd.DataFrame, side: str, like: pd.DataFrame) -> pd.DataFrame:
+    values = frame.assign(value=frame[side], name=frame["name"]).dropna(subset=["value"])
+    return table(values).reindex(index=like.index, columns=like.columns) if len(values) else like * float("nan")
+
+
+def _rich(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | None) -> Table:
+    shown = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    shown.add_column("")
+    for metric in wide.columns:
+        shown.add_column(f"{metric.removeprefix('scene_error/')} {find_metric(metric).arrow}", justify="right")
+    kind = None
+    for place, values in wide.iterrows():
+        assert isinstance(place, tuple)
+        if kind not in (None, place[0]):
+            shown.add_section()
+        kind = place[0]
+        cells = [_cell(values[m], *((bounds[s].at[place, m] for s in ("low", "high")) if bounds else ())) for m in wide.columns]
+        shown.add_row(place[1], *cells, style="bold" if kind == "method" else "")
+    return shown
+
+
+def _cell(value: float, low: float = float("nan"), high: float = float("nan")) -> str:
+    if pd.isna(value):
+        return ""
+    return _short(value) + ("" if pd.isna(low) else f" ({_short(low)} to {_short(high)})")
+
+
+def _short(value: float) -> str:
+    """Three decimals below ten, three digits above.
+
+    >>> _short(0.12345), _short(12.345), _short(1234.5)
+    ('0.123', '12.3', '1234')
+    """
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

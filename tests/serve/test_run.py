@@ -1,0 +1,153 @@
+"""Starting and stopping a server as the command line does: a real process, real signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from recollect.bundle import open_bundle
+from serve import run
+from tests.serve.conftest import encoded, painted
+from tests.serve.translators import write_bundle
+
+ROOT = Path(__file__).parents[2]
+CODE = "import sys, serve.run; serve.run.main(sys.argv[1], port=int(sys.argv[2]))"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(bundle: Path, port: int, folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CODE, str(bundle), str(port)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def processes_below(pid: int) -> dict[int, str]:
+    """pid -> start time of every process that descends from `pid`; the two together name a process for good."""
+    parents: dict[int, int] = {}
+    started: dict[int, str] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(folder.name)], started[int(folder.name)] = int(fields[1]), fields[19]
+    found, fresh = set[int](), {pid}
+    while fresh:
+        found |= fresh
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+    return {child: started[child] for child in found if child in started}
+
+
+def still_there(processes: dict[int, str]) -> list[int]:
+    left = []
+    for pid, started in processes.items():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[19] == started and fields[0] != "Z":
+            left.append(pid)
+    return left
+
+
+def output_until(server: subprocess.Popen[str], wanted: str) -> str:
+    assert server.stdout is not None
+    lines = []
+    for line in server.stdout:
+        lines.append(line)
+        if wanted in line:
+            break
+    return "".join(lines)
+
+
+def ended(server: subprocess.Popen[str]) -> str:
+    out, _ = server.communicate(timeout=60)
+    return out
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the line it prints is for curl")
+def test_serves_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
+    bundle, port = write_bundle(tmp_path), free_port()
+    (tmp_path / "picture.png").write_bytes(encoded(painted()))
+    server = launch(bundle, port, tmp_path)
+    try:
+        told = output_until(server, "Ctrl-C")
+        assert f"http://127.0.0.1:{port}/docs" in told, told
+        curl = re.search(r"^try: (curl .*)$", told, re.MULTILINE)
+        assert curl is not None
+        subprocess.run(shlex.split(curl[1]), cwd=tmp_path, check=True, capture_output=True, timeout=30)
+        assert (tmp_path / "translated.png").read_bytes().startswith(b"\x89PNG")
+        below = processes_below(server.pid)
+        assert len(below) > 4  # Ray's own, and the replicas
+        folders = {str(path) for path in Path("/tmp").glob("rcl-*")}
+        os.killpg(server.pid, signal.SIGINT)  # a terminal sends it to the whole group
+        rest = ended(server)
+        assert server.returncode == 0, rest
+        assert "stopping" in rest and "Traceback" not in rest
+        assert still_there(below) == []
+        assert {str(path) for path in Path("/tmp").glob("rcl-*")} < folders
+        run.require_free("127.0.0.1", port)
+    finally:
+        server.kill()
+
+
+def test_sigterm_while_starting_leaves_nothing(tmp_path: Path) -> None:
+    server = launch(write_bundle(tmp_path), free_port(), tmp_path)
+    try:
+        seen: dict[int, str] = {}
+        deadline = time.monotonic() + 60
+        while len(seen) < 4 and time.monotonic() < deadline:  # Ray is coming up
+            time.sleep(0.05)
+            seen = processes_below(server.pid)
+        assert len(seen) >= 4
+        seen |= processes_below(server.pid)
+        server.terminate()
+        out = ended(server)
+        assert server.returncode in (128 + signal.SIGTERM, signal.SIGTERM), out  # the second: from Ray's handler while it starts
+        time.sleep(0.2)
+        assert still_there(seen) == []
+    finally:
+        server.kill()
+
+
+def test_a_port_in_use_is_told_before_ray_starts(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"port {port}: .*in use; port \d+ is free"):
+            run.start(bundle, port=port)
+    assert not ray.is_initialized()
+
+
+def test_mistakes_are_told_before_ray_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no bundle"):
+        run.start(tmp_path, port=free_port())
+    with pytest.raises(ValueError, match="max_batch"):
+        run.start(write_bundle(tmp_path), port=free_port(), max_batch=3)
+    bundle = write_bundle(tmp_path, name="damaged")
+    (bundle / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file"):
+        run.start(bundle, port=free_port())
+    assert open_bundle(tmp_path / "tinted").run.name == "tinted"
+    assert not ray.is_initialized()
