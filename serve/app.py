@@ -185,6 +185,7 @@ def build(args: Args) -> ray.serve.Application:
         max_queued_requests=args.max_queued,
         ray_actor_options={"num_cpus": args.cpus_per_replica, **gpus},
         graceful_shutdown_timeout_s=20,
+        graceful_shutdown_wait_loop_s=0.5,  # how often it looks whether all requests are answered
         health_check_period_s=10,
         health_check_timeout_s=30,
         max_constructor_retry_count=2,  # a bundle that does not open will not open the tenth time either
@@ -204,5 +205,6 @@ def build(args: Args) -> ray.serve.Application:
         backpressure_config={"retry_after_s": errors.RETRY_AFTER_S},
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         graceful_shutdown_timeout_s=20,
+        graceful_shutdown_wait_loop_s=0.5,  # how often it looks whether all requests are answered
     )(Ingress)
     return ingress.bind(translator, Limits(**{name: getattr(args, name) for name in Limits.model_fields}))

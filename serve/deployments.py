@@ -206,10 +206,11 @@ class Translator:
         if refusal:
             return refusal
         wanted: Sequence[int | None] = seeds or [None]
-        done = await asyncio.gather(*[self._translated(Job(picture, target, source, seed)) for seed in wanted])
-        for item in done:
-            if isinstance(item, Exception):
-                raise item
+        results = await asyncio.gather(*[self._translated(Job(picture, target, source, seed)) for seed in wanted])
+        done = [result for result in results if isinstance(result, Done)]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         return Answer(tuple(done), self.model.name, self.model.digest)
 
     async def card(self) -> dict[str, Any]:

@@ -7,14 +7,15 @@ import importlib
 import json
 import math
 import os
+import select
 import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +62,7 @@ def start(
     request_timeout_s: float = 60.0,
     ready_within_s: float = 120.0,
     log_level: str = "WARNING",
+    check: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Running:
     """Serve a bundle over HTTP; returns once it answers.
@@ -71,6 +73,7 @@ def start(
             else is the address of a cluster, which gets this code and must reach the bundle under the same path or URI.
         dashboard: with Ray's dashboard, on a free port (local only).
         request_timeout_s: an answer that takes longer becomes a 408.
+        check: called between the steps of starting; whatever it raises ends the start, cleans up, and comes out here.
         options: further fields of `serve.app.Args` (replicas, max_batch_size, limits, ...).
 
     Raises:
@@ -83,14 +86,18 @@ def start(
         require_free(host, port)
     undo = contextlib.ExitStack()
     try:
+        check()
         _connect(undo, address, dashboard, args)
+        check()
         logging = {"log_level": log_level, "enable_access_log": False}
         http = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
         ray.serve.start(proxy_location="HeadOnly" if local else "EveryNode", http_options=http, logging_config=logging)
         undo.callback(ray.serve.shutdown if local else ray.serve.delete, *([] if local else [APPLICATION]))
-        ray.serve.run(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
+        check()
+        target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
+        ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         url = f"http://{_visible(host if local else _head())}:{port}"
-        _wait_ready(url, ready_within_s)
+        _wait_ready(url, ready_within_s, check)
         return Running(url, _get(f"{url}/v1/model"), undo)
     except BaseException:
         undo.close()
@@ -177,23 +184,28 @@ def _get(url: str) -> dict[str, Any]:
         return result
 
 
-def _wait_ready(url: str, seconds: float) -> None:
+def _wait_ready(url: str, seconds: float, check: Callable[[], None]) -> None:
     deadline, reason = time.monotonic() + seconds, ""
     while time.monotonic() < deadline:
-        try:
-            _get(f"{url}/readyz")
-            return
-        except (urllib.error.URLError, OSError) as error:  # an HTTP error is a URLError too
-            reason = str(error)
-        time.sleep(0.1)
-    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s; last: {reason}")
+        check()
+        application = ray.serve.status().applications[APPLICATION]
+        if application.status == "DEPLOY_FAILED":
+            raise RuntimeError(f"the server did not come up: {application.message}")
+        if application.status == "RUNNING":
+            try:
+                _get(f"{url}/readyz")
+                return
+            except OSError as error:  # also the HTTP errors of urllib
+                reason = str(error)
+        time.sleep(0.2)
+    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s; the application is {application.status} {reason}")
 
 
 def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
     """Serve a bundle until Ctrl-C or SIGTERM: what `recollect serve` does. Arguments and errors are those of `start`."""
     with _Signals() as signals:
         print(f"starting {bundle} ...", flush=True)
-        with start(bundle, host, port, **options) as running:
+        with start(bundle, host, port, check=signals.check, **options) as running:
             print(_welcome(running), flush=True)
             signals.wait()
             print("stopping ...", flush=True)
@@ -213,28 +225,42 @@ def _welcome(running: Running) -> str:
 
 
 class _Signals:
-    """SIGINT and SIGTERM both stop the server in good order; further ones, while it is stopping, change nothing."""
+    """SIGINT and SIGTERM both stop the server in good order; further ones, while it is stopping, change nothing.
+
+    The handler raises nothing: an exception from a handler that happens to run inside a fork hook or a destructor is lost.
+    Signals are read from a wake-up pipe instead, which also hears those that arrive while Ray has its own handler in place.
+    """
 
     def __init__(self) -> None:
-        self.asked, self.up = threading.Event(), False
+        self.inbox, self.outbox = socket.socketpair()
+        self.inbox.setblocking(False)
+        self.outbox.setblocking(False)
         self.old: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        self.old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = signal.set_wakeup_fd(self.outbox.fileno(), warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self.before)
         for number, handler in self.old.items():
             signal.signal(number, handler)
+        self.inbox.close()
+        self.outbox.close()
 
-    def _handle(self, number: int, frame: object) -> None:
-        first = not self.asked.is_set()
-        self.asked.set()
-        if first and not self.up:  # still starting: give up at once instead of finishing first
-            raise SystemExit(128 + number)
+    def check(self) -> None:
+        """Raise SystemExit if one of the two has arrived."""
+        with contextlib.suppress(BlockingIOError):
+            arrived = [number for number in self.inbox.recv(4096) if number in self.old]
+            if arrived:
+                raise SystemExit(128 + arrived[0])
 
     def wait(self) -> None:
-        """Until the first signal."""
-        self.up = True
-        while not self.asked.wait(3600):  # without a time, a wait in the main thread would not notice signals on every platform
-            pass
+        """Until one of the two arrives, or has arrived since the last check."""
+        while True:
+            select.select([self.inbox], [], [])
+            try:
+                self.check()
+            except SystemExit:  # being stopped is how a server that is up ends well
+                return

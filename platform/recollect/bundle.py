@@ -10,11 +10,16 @@ A bundle is a directory:
     README.md           the card
     training.*          only in checkpoints: optimiser state and the step, so that training goes on bit-equal
 
+A bundle is replaced in one step, by exchanging two directories, so that whoever is killed at any moment leaves the old bundle
+or the new one under its name. Linux does that on its local filesystems; where it cannot be done (NFS, other systems) there is
+an instant without a bundle, and a writer killed in it leaves the old one beside it, under a hidden name that the error tells.
+
 Nothing in it is a pickle. Opening one builds only methods that the catalogue lists; it never imports a name found inside.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -32,10 +37,11 @@ from torch import Tensor
 
 import recollect
 from recollect.batch import Domains
-from recollect.config import Run, find_method
+from recollect.config import Run, did_you_mean, find_method, validated
 from recollect.trainable import Trainable
 
 FORMAT = 1
+MODEL, EMA = "model.safetensors", "ema.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,15 @@ class Bundle:
         return str(self.manifest["digest"])
 
     def state(self, which: str = "best") -> dict[str, Tensor]:
-        """Weights and buffers by name: `model`, `ema`, or `best` (EMA where it exists)."""
-        name = {"model": "model", "ema": "ema"}.get(which) or ("ema" if (self.path / "ema.safetensors").exists() else "model")
-        return load_file(self.path / f"{name}.safetensors")
+        """Weights and buffers by name: `model`, `ema`, or `best` (EMA where it exists).
+
+        Raises ValueError for other names, and for `ema` where none was kept.
+        """
+        kept = EMA in self.manifest["files"]
+        names = {"model": MODEL, "best": EMA if kept else MODEL} | ({"ema": EMA} if kept else {})
+        if which not in names:
+            raise ValueError(f"{self.path} has no weights {which!r}{did_you_mean(which, names)}")
+        return load_file(self.path / names[which])
 
     def metrics(self) -> list[dict[str, Any]]:
         """The history, oldest first."""
@@ -88,15 +100,19 @@ def write(
         model, ema: state dictionaries.
         parents: name -> digest of what this was made from (the data, a frozen encoder's bundle).
         extra: further files by name (a checkpoint's optimiser state).
+
+    Raises ValueError when something is there already that is no bundle.
     """
     final = Path(path)
+    if final.exists() and not _expendable(fs.LocalFileSystem(), os.path.abspath(final)):
+        raise ValueError(f"{path} is there already and is no bundle; choose another place")
     final.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
         (work / "config.json").write_text(run.model_dump_json(indent=2) + "\n")
-        save_file(_own(model), work / "model.safetensors")
+        save_file(_own(model), work / MODEL)
         if ema is not None:
-            save_file(_own(ema), work / "ema.safetensors")
+            save_file(_own(ema), work / EMA)
         (work / "metrics.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in metrics))
         (work / "README.md").write_text(card or f"# {run.name}\n")
         for name, content in (extra or {}).items():
@@ -109,7 +125,7 @@ def write(
             "domains": asdict(domains),
             "parents": dict(parents or {}),
             "files": files,
-            "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
+            "digest": _digest(files),
         }
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         work.chmod(0o755)
@@ -128,10 +144,29 @@ def _replace(new: Path, final: Path) -> None:
     if not final.exists():
         new.rename(final)
         return
-    old = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}-old")
-    final.rename(old)
-    new.rename(final)
+    old = new
+    if not _exchange(new, final):
+        old = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}-old")
+        final.rename(old)
+        new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step of the kernel; False where the system or the filesystem cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def _expendable(filesystem: fs.FileSystem, root: str) -> bool:
+    """Whether a new bundle may take the place of what is there: an empty directory, a bundle, half a copy of one."""
+    if filesystem.get_file_info(root).type != fs.FileType.Directory:
+        return False
+    names = {info.base_name for info in filesystem.get_file_info(fs.FileSelector(root))}
+    return not names or "config.json" in names
 
 
 def open_bundle(uri: str | os.PathLike[str], verify: bool = True) -> Bundle:
@@ -140,21 +175,44 @@ def open_bundle(uri: str | os.PathLike[str], verify: bool = True) -> Bundle:
     Raises ValueError when it is no bundle, a file is missing or altered, or its method is not in the catalogue.
     """
     path = localise(uri)
-    if not (path / "manifest.json").exists():
-        found = ", ".join(sorted(item.name for item in list_bundles(path))) if path.is_dir() else ""
-        inside = f"; bundles inside it: {found}" if found else ""
-        raise ValueError(f"{uri} is no bundle: it has no manifest.json{inside}")
-    manifest = json.loads((path / "manifest.json").read_text())
+    while True:
+        text = _manifest(path, uri)
+        try:
+            return _open(path, text, uri, verify)
+        except (ValueError, FileNotFoundError):
+            if _manifest(path, uri) == text:  # else a writer replaced it meanwhile
+                raise
+
+
+def _manifest(path: Path, uri: str | os.PathLike[str]) -> str:
+    if (path / "manifest.json").exists():
+        return (path / "manifest.json").read_text()
+    found = ", ".join(item.name for item in list_bundles(path)) if path.is_dir() else ""
+    inside = f"; bundles inside it: {found}" if found else ""
+    kept = [] if path.exists() else sorted(item.parent for item in path.parent.glob(f".{path.name}-*-old/manifest.json"))
+    beside = f"; its writer was killed while replacing it, the one before is {kept[-1]}" if kept else ""
+    raise ValueError(f"{uri} is no bundle: it has no manifest.json{inside}{beside}")
+
+
+def _open(path: Path, text: str, uri: str | os.PathLike[str], verify: bool) -> Bundle:
+    try:
+        manifest = dict(json.loads(text))
+        if "files" not in manifest:
+            raise ValueError("it names no files")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{uri} is no bundle: its manifest.json is not one of a bundle ({error})") from None
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{uri} has bundle format {manifest.get('format')!r}; this version of recollect reads {FORMAT}")
     if verify:
         _verify(path, manifest)
     names = {key: tuple(value) for key, value in manifest["domains"].items()}
-    run = Run.model_validate_json((path / "config.json").read_text())
+    run = validated((path / "config.json").read_text(), f"{path}/config.json is not valid")
     return Bundle(path, run, Domains(**names), manifest)
 
 
 def _verify(path: Path, manifest: Mapping[str, Any]) -> None:
+    if _digest(manifest["files"]) != manifest.get("digest") or not {"config.json", MODEL} <= set(manifest["files"]):
+        raise ValueError(f"{path}: manifest.json is not the file that was written (its digest differs)")
     for name, digest in manifest["files"].items():
         if Path(name).name != name:
             raise ValueError(f"{path}: the manifest names {name!r}, which is no plain file name")
@@ -165,18 +223,27 @@ def _verify(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def list_bundles(folder: str | os.PathLike[str]) -> list[Path]:
-    """The bundles directly inside a local folder, by name."""
-    return sorted(item.parent for item in Path(folder).glob("*/manifest.json") if (item.parent / "config.json").exists())
+    """The bundles directly inside a local folder, by name. Hidden ones are those of writers that were killed."""
+    found = (item.parent for item in Path(folder).glob("*/manifest.json") if (item.parent / "config.json").exists())
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def copy(source: str | os.PathLike[str], target: str) -> None:
-    """Copy a bundle's files to a local path or any `pyarrow.fs` URI; the manifest goes last, so a half copy is no bundle."""
+    """Copy a bundle's files to a local path or any `pyarrow.fs` URI; the manifest goes last, so a half copy is no bundle.
+
+    Raises ValueError when `source` is no bundle, or something is at `target` already that is none.
+    """
     bundle = open_bundle(source)
     filesystem, root = filesystem_of(target)
-    if filesystem.get_file_info(root).type == fs.FileType.Directory:
+    if isinstance(filesystem, fs.LocalFileSystem) and Path(root).resolve() == bundle.path.resolve():
+        return
+    if filesystem.get_file_info(root).type != fs.FileType.NotFound:
+        if not _expendable(filesystem, root):
+            raise ValueError(f"{target} is there already and is no bundle; choose another place")
         filesystem.delete_dir_contents(root)
     filesystem.create_dir(root, recursive=True)
-    for name in [*bundle.manifest["files"], "manifest.json"]:
+    rest = [name for name in bundle.manifest["files"] if name != "config.json"]
+    for name in ["config.json", *rest, "manifest.json"]:  # config.json first: half a copy is known as one
         with filesystem.open_output_stream(f"{root}/{name}") as stream:
             stream.write((bundle.path / name).read_bytes())
 
@@ -198,6 +265,10 @@ def localise(uri: str | os.PathLike[str]) -> Path:
     cache = Path(tempfile.mkdtemp(prefix="recollect-bundle-"))
     fs.copy_files(root, str(cache), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
     return cache
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -107,9 +107,11 @@ def train(
     """
     from recollect.config import find_run, overlay
 
-    run = overlay(find_run(what), changes or [])
+    changes = changes or []
+    run = overlay(find_run(what), [change for change in changes if change.startswith(("data.", "model.name="))])
     if run.data.store or not dry_run:
-        run = overlay(_suited(run), changes or [])
+        run = _suited(run)
+    run = overlay(run, changes)  # after the store: it says which classes there are
     if dry_run:
         print(run.model_dump_json(indent=2))
         return
@@ -123,7 +125,7 @@ def _suited(run: Run) -> Run:
 
     if not run.data.store:
         raise ValueError("which pictures? give data.store=..., made by `recollect data streets` or `recollect data folders`")
-    return suit(run, Store.open(run.data.store), print)
+    return suit(run, Store.open(run.data.store), lambda text: print(text, file=sys.stderr))  # --dry-run prints JSON
 
 
 def _train_here(run: Run, out: Path, resume: bool) -> Path:
@@ -307,7 +309,7 @@ def main() -> None:
     """Run the command; errors that a user can mend are one line, with exit code 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -11,13 +11,24 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 CATALOGUE = "trainables.catalogue:METHODS"  # where methods are listed; reached by name, so that nothing imports upward
 
@@ -41,9 +52,9 @@ class Choice:
 
 
 class Frozen(BaseModel):
-    """Base of every configuration: immutable, and a misspelt field is an error."""
+    """Base of every configuration: immutable, and a misspelt field or a number that is not finite is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Frozen):
@@ -73,8 +84,8 @@ class Weights(Frozen):
     @model_validator(mode="after")
     def _finite(self) -> Self:
         for name, value in self:
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"weights.{name} is {value}; a weight is a finite number, at least 0")
+            if value < 0:
+                raise ValueError(f"{name} is {value}; a weight is at least 0")
         return self
 
 
@@ -130,18 +141,24 @@ class Run(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_method(cls, value: Any) -> Any:
-        """Build `model` and `weights` with the classes of the method that `model.name` names."""
+    def _default_weights(cls, value: Any) -> Any:
+        return {"weights": {}, **value} if isinstance(value, Mapping) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_method(cls, value: Any) -> Any:
+        """Built with the `Config` of the method that `name` names."""
+        return find_method(str(value.get("name", ""))).Config.model_validate(dict(value)) if isinstance(value, Mapping) else value
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights_by_method(cls, value: Any, info: ValidationInfo) -> Any:
+        """Built with the `Weights` of the model's method."""
         if not isinstance(value, Mapping):
             return value
-        value = dict(value)
-        model = value.get("model")
-        if isinstance(model, Mapping):
-            method = find_method(str(model.get("name", "")))
-            value["model"] = method.Config.model_validate(dict(model))
-            weights = value.get("weights", {})
-            value["weights"] = method.Weights.model_validate(dict(weights)) if isinstance(weights, Mapping) else weights
-        return value
+        if "model" not in info.data:  # the model is wrong, and the error says so; its weights cannot be judged
+            return Weights()
+        return find_method(info.data["model"].name).Weights.model_validate(dict(value))
 
     @field_validator("optimisers")
     @classmethod
@@ -207,7 +224,7 @@ def preset(name: str, **sections: Any) -> Run:
     if preset_name not in known:
         raise ValueError(f"{method_name} has no preset {preset_name!r}{did_you_mean(preset_name, known)}")
     start = merge({"model": {"name": method_name}}, known[preset_name])
-    return Run.model_validate(merge(start, sections))
+    return validated(merge(start, sections), f"{name} with these changes is not valid")
 
 
 def find_run(name: str) -> Run:
@@ -215,16 +232,24 @@ def find_run(name: str) -> Run:
 
     Raises ValueError for names that are neither, and for functions that return something else.
     """
-    if name.partition(":")[0] in methods():
+    head, _, attribute = name.partition(":")
+    if head in methods():
         return preset(name)
-    found = resolve(name) if ":" in name else None
-    if found is None:
+    if not attribute or not _is_module(head):
         known = [f"{method}:{own}" for method in methods() for own in find_method(method).presets]
         raise ValueError(f"{name!r} is neither a method nor a recipe (module:function){did_you_mean(name, known)}")
+    found = resolve(name)
     run = found() if callable(found) else found
     if not isinstance(run, Run):
         raise ValueError(f"{name} returned {type(run).__name__}, not a Run")
     return run
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # no such parent package; no such name at all
+        return False
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,13 +278,26 @@ def overlay(run: Run, changes: Mapping[str, Any] | Iterable[str]) -> Run:
     if not isinstance(changes, Mapping):
         changes = dict(_parse(text) for text in changes)
     data = run.model_dump()
-    for name, value in _flatten(changes):
-        _assign(run, data, name.split("."), value)
+    flat = _flatten(changes)
+    for name, value in sorted(flat, key=lambda change: change[0] != "model.name"):  # the method first: it has the other fields
+        _assign(data, name.split("."), value)
+    return validated(data, "the changed run is not valid")
+
+
+def validated(data: Mapping[str, Any] | str, lead: str) -> Run:
+    """The Run of a dictionary or of JSON; ValueError in one line, `lead` and then what is wrong with which field."""
     try:
-        return Run.model_validate(data)
+        return Run.model_validate_json(data) if isinstance(data, str) else Run.model_validate(data)
     except ValidationError as error:
-        details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})" for item in error.errors())
-        raise ValueError(f"the changed run is not valid: {details}") from None
+        raise ValueError(f"{lead}: {'; '.join(_explain(item) for item in error.errors())}") from None
+
+
+def _explain(item: Any) -> str:
+    where, text = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":  # our own words, which name the value already
+        return f"{where}: {text}"
+    hint = ', as JSON: ["a", "b"]' if item["type"] == "tuple_type" else ""
+    return f"{where}: {text}{hint} (got {reprlib.repr(item['input'])})"
 
 
 def _parse(text: str) -> tuple[str, Any]:
@@ -280,10 +318,12 @@ def _flatten(changes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
     return flat
 
 
-def _assign(run: Run, data: dict[str, Any], path: list[str], value: Any) -> None:
-    if path == ["model", "name"]:  # another method: its own defaults, not the old one's fields
+def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
+    if path == ["model", "name"]:  # another method: its own defaults, not the old one's fields and nets
         if value != data["model"]["name"]:
-            data["model"], data["weights"] = {"name": value}, {}
+            method = find_method(str(value))
+            data["model"], data["weights"] = method.Config(name=value).model_dump(), method.Weights().model_dump()
+            data["optimisers"] = {"default": data["optimisers"]["default"]}
         return
     here, seen = data, "run"
     for depth, key in enumerate(path):

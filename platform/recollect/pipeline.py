@@ -58,13 +58,15 @@ class Pipeline:
             guide: what steers the style; the default is the method's own deterministic one.
             seeds: one a picture: draw a random style from each (only without `guide`).
 
-        Raises ValueError for unknown domains, pictures that are no pictures, and guides the method does not understand.
+        Raises ValueError for unknown domains, pictures that are no pictures, another number of seeds, and guides the method does not understand.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be floats of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
         to = self.domains.index(target)
         origin = self.domains.index(source or next(name for name in self.domains.names if name != target))
         if seeds is not None:
+            if len(seeds) != len(images):
+                raise ValueError(f"one seed a picture: there are {len(images)} pictures and {len(seeds)} seeds")
             if guide.given():
                 raise ValueError(f"give seeds or a guide, not both (the guide has {', '.join(guide.given())})")
             guide = self.model.sample_guide(to, [torch.Generator().manual_seed(seed) for seed in seeds])

@@ -137,11 +137,11 @@ def ahead_threads() -> int:
 
 
 def test_the_stream_stops_with_its_consumer(store: Store) -> None:
-    stream = feed(store, workers=2).stream(0, 10**9)
+    stream = feed(store, workers=2).stream(0, 10**5)
     assert next(stream)[0] == 0 and ahead_threads() > 0
     stream.close()  # type: ignore[attr-defined]  # a generator
     assert ahead_threads() == 0
-    for step, _ in feed(store, workers=2).stream(0, 10**9):
+    for step, _ in feed(store, workers=2).stream(0, 10**5):
         if step == 3:
             break
     assert ahead_threads() == 0

@@ -284,6 +284,9 @@ def test_a_record_is_one_small_read_and_memory_is_bounded(tmp_path: Path) -> Non
         assert len(reads) == 10
         assert store.record("day/319") == records[319] and len(reads) == 10  # the latest are still there
         assert store.record("day/0") == records[0] and len(reads) == 11  # the oldest are not
+        for index in range(0, 320, 20):
+            assert store.record("day/3") == records[3] and store.record(f"day/{index}") == records[index]
+        assert reads[11:].count((0, 0)) == 0  # what is asked for again and again stays
 
 
 def test_threads_read_the_same(tmp_path: Path) -> None:

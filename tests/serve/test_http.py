@@ -1,4 +1,4 @@
-"""The HTTP interface, over real HTTP against a real Ray Serve: one Ray for the module, several applications in it."""
+"""The HTTP interface, over real HTTP against a real Ray Serve: one for the module."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ import httpx
 import numpy as np
 import pytest
 import ray
-import ray.serve
 import torch
 from PIL import Image
 
 from recollect import bundle
-from recollect.batch import Domains
-from recollect.config import preset
 from recollect.pipeline import Pipeline
 from serve import run
-from serve.app import Args, build
 from tests.serve.conftest import encoded, painted
 from tests.serve.translators import DOMAINS, ITEMS, write_bundle
-from trainables.mguit import MGUIT
 
 MAX_BYTES, MAX_PIXELS, QUEUED = 200_000, 256 * 256, 16
 SLOW_WIDTH, BAD_WIDTH = 120, 100
-STREETS = Domains(("sunny", "night"), ("background", "car", "person", "sign"))
 
 
 @dataclass(frozen=True)
@@ -40,17 +34,17 @@ class Server:
     url: str
     bundle: Path
 
-    def post(self, image: bytes, app: str = "", **fields: Any) -> httpx.Response:
+    def post(self, image: bytes, **fields: Any) -> httpx.Response:
         return httpx.post(
-            f"{self.url}{app}/v1/translate",
+            f"{self.url}/v1/translate",
             files={"image": image},
             data={"target": "night", **fields},
             timeout=30,
             trust_env=False,
         )
 
-    def json(self, app: str = "", **fields: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{app}/v1/translate", json={"target": "night", **fields}, timeout=30, trust_env=False)
+    def json(self, **fields: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/translate", json={"target": "night", **fields}, timeout=30, trust_env=False)
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=30, trust_env=False)
@@ -66,19 +60,9 @@ def free_port() -> int:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("bundles")
     path = write_bundle(folder, slow_at_width=SLOW_WIDTH, fails_at_width=BAD_WIDTH)
-    mguit = build(Args(bundle=str(untrained_mguit(folder)), cpus_per_replica=0.1))
-    limits = {"max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS}
-    with run.start(path, port=free_port(), cpus_per_replica=1, max_queued=QUEUED, **limits) as running:
-        ray.serve.run(mguit, name="mguit", route_prefix="/mguit")
+    with run.start(path, port=free_port(), max_queued=QUEUED, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS) as running:
         yield Server(running.url, path)
     assert not ray.is_initialized()
-
-
-def untrained_mguit(folder: Path) -> Path:
-    made = preset("mguit:tiny", data={"domains": STREETS.names, "size": 64})
-    made = made.model_copy(update={"name": "memory", "model": made.model.suited_to(STREETS.classes)})
-    torch.manual_seed(0)
-    return bundle.write(folder / "memory", made, STREETS, MGUIT(made.model, STREETS).state_dict()).path
 
 
 def pixels(content: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -367,23 +351,3 @@ def test_a_full_queue_is_a_503_with_retry_after(server: Server) -> None:
         if answer.status_code == 503:
             refused(answer, 503, "busy")
             assert int(answer.headers["retry-after"]) >= 1
-
-
-# --- a published method
-
-
-def test_mguit(server: Server) -> None:
-    content = encoded(painted(70, 50))
-    alone = server.post(content, "/mguit")
-    assert alone.status_code == 200 and pixels(alone.content).shape == (50, 70, 3)
-    several = server.post(content, "/mguit", samples="3", seed="11", memory_map="true").json()
-    assert several["model"] == "memory" and several["seeds"] == [11, 12, 13]
-    assert len(set(several["images"])) == 3
-    repeated = pixels(server.post(content, "/mguit", seed="12").content)
-    assert np.abs(pixels(base64.b64decode(several["images"][1])) - repeated).max() <= 1
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(several["extras"]["memory_map"]["image"]))))
-    cell = several["extras"]["memory_map"]["cell"]
-    assert shown.shape == (-(-50 // cell), -(-70 // cell))
-    card = server.get("/mguit/v1/model").json()
-    items = sum(card["run"]["model"]["memory"]["items_per_class"].values())
-    assert shown.max() < items and card["classes"] == list(STREETS.classes)

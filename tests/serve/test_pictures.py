@@ -185,7 +185,7 @@ def test_encode_gives_back_what_decode_read() -> None:
     tensor = decode(encoded(painted()))
     assert torch.equal(decode(encode(tensor, "png")), tensor)
     for kind in ("jpeg", "webp"):
-        content = encode(tensor, kind)  # type: ignore[arg-type]
+        content = encode(tensor, kind)
         assert Image.open(io.BytesIO(content)).format == kind.upper()
         assert (decode(content).float() - tensor.float()).abs().mean() < 4
 

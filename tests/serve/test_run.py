@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import shlex
@@ -12,14 +14,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import ray
+from PIL import Image
 
 from recollect.bundle import open_bundle
 from serve import run
 from tests.serve.conftest import encoded, painted
-from tests.serve.translators import write_bundle
+from tests.serve.translators import STREETS, write_bundle, write_mguit
 
 ROOT = Path(__file__).parents[2]
 CODE = "import sys, serve.run; serve.run.main(sys.argv[1], port=int(sys.argv[2]))"
@@ -69,6 +75,12 @@ def still_there(processes: dict[int, str]) -> list[int]:
     return left
 
 
+def end(server: subprocess.Popen[str], below: dict[int, str]) -> None:
+    """After a failed test: nothing of it stays."""
+    for pid in still_there(below | processes_below(server.pid)):
+        os.kill(pid, signal.SIGKILL)
+
+
 def output_until(server: subprocess.Popen[str], wanted: str) -> str:
     assert server.stdout is not None
     lines = []
@@ -84,18 +96,44 @@ def ended(server: subprocess.Popen[str]) -> str:
     return out
 
 
+def translates(url: str) -> None:
+    """MGUIT over HTTP: samples differ, seeds repeat, and the memory map shows items that exist."""
+
+    def post(**fields: str) -> httpx.Response:
+        files, data = {"image": encoded(painted(70, 50))}, {"target": "night", **fields}
+        answer = httpx.post(f"{url}/v1/translate", files=files, data=data, timeout=30, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    several = post(samples="3", seed="11", memory_map="true").json()
+    assert several["model"] == "memory" and several["seeds"] == [11, 12, 13]
+    assert len(set(several["images"])) == 3
+    again, sampled = array(post(seed="12").content), array(base64.b64decode(several["images"][1]))
+    assert again.shape == (50, 70, 3) and np.abs(again - sampled).max() <= 1
+    memory, card = several["extras"]["memory_map"], httpx.get(f"{url}/v1/model", trust_env=False).json()
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(memory["image"]))))
+    assert shown.shape == (-(-50 // memory["cell"]), -(-70 // memory["cell"]))
+    assert shown.max() < sum(card["run"]["model"]["memory"]["items_per_class"].values())
+    assert card["classes"] == list(STREETS.classes) and card["method"] == "mguit"
+
+
+def array(content: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(np.int64)
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="the line it prints is for curl")
-def test_serves_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
-    bundle, port = write_bundle(tmp_path), free_port()
+def test_mguit_is_served_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
+    bundle, port = write_mguit(tmp_path), free_port()
     (tmp_path / "picture.png").write_bytes(encoded(painted()))
-    server = launch(bundle, port, tmp_path)
+    server, below = launch(bundle, port, tmp_path), dict[int, str]()
     try:
         told = output_until(server, "Ctrl-C")
         assert f"http://127.0.0.1:{port}/docs" in told, told
         curl = re.search(r"^try: (curl .*)$", told, re.MULTILINE)
         assert curl is not None
         subprocess.run(shlex.split(curl[1]), cwd=tmp_path, check=True, capture_output=True, timeout=30)
-        assert (tmp_path / "translated.png").read_bytes().startswith(b"\x89PNG")
+        assert Image.open(tmp_path / "translated.png").size == (48, 40)
+        translates(f"http://127.0.0.1:{port}")
         below = processes_below(server.pid)
         assert len(below) > 4  # Ray's own, and the replicas
         folders = {str(path) for path in Path("/tmp").glob("rcl-*")}
@@ -107,13 +145,12 @@ def test_serves_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
         assert {str(path) for path in Path("/tmp").glob("rcl-*")} < folders
         run.require_free("127.0.0.1", port)
     finally:
-        server.kill()
+        end(server, below)
 
 
 def test_sigterm_while_starting_leaves_nothing(tmp_path: Path) -> None:
-    server = launch(write_bundle(tmp_path), free_port(), tmp_path)
+    server, seen = launch(write_bundle(tmp_path), free_port(), tmp_path), dict[int, str]()
     try:
-        seen: dict[int, str] = {}
         deadline = time.monotonic() + 60
         while len(seen) < 4 and time.monotonic() < deadline:  # Ray is coming up
             time.sleep(0.05)
@@ -126,7 +163,7 @@ def test_sigterm_while_starting_leaves_nothing(tmp_path: Path) -> None:
         time.sleep(0.2)
         assert still_there(seen) == []
     finally:
-        server.kill()
+        end(server, seen)
 
 
 def test_a_port_in_use_is_told_before_ray_starts(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from recollect import bundle
 from recollect.batch import Domains, Guide, Translation
-from recollect.config import Data, ModelConfig, Run, Weights
+from recollect.config import Data, ModelConfig, Run, Weights, preset
 from recollect.trainable import Translator, refuse
+from trainables.mguit import MGUIT
 
 METHODS = {
     "tint": "tests.serve.translators:Tint",
@@ -21,6 +22,7 @@ METHODS = {
     "mguit": "trainables.mguit:MGUIT",
 }
 CATALOGUE = "tests.serve.translators:METHODS"
+STREETS = Domains(("sunny", "night"), ("background", "car", "person", "sign"))
 DOMAINS = Domains(("sunny", "night", "rainy"), ("background", "car"))
 NOISE, ITEMS = 8, 12
 
@@ -102,3 +104,11 @@ def write_bundle(folder: Path, method: str = "tint", name: str = "tinted", **mod
     run = Run.model_validate({"name": name, "model": {"name": method, **model}, "data": Data(domains=DOMAINS.names, size=32)})
     net = {"tint": Tint, "flat": Flat}[method](run.model, DOMAINS)
     return bundle.write(folder / name, run, DOMAINS, net.state_dict()).path
+
+
+def write_mguit(folder: Path) -> Path:
+    """An untrained bundle of the published method, at its smallest."""
+    run = preset("mguit:tiny", data={"domains": STREETS.names})
+    run = run.model_copy(update={"name": "memory", "model": run.model.suited_to(STREETS.classes)})
+    torch.manual_seed(0)
+    return bundle.write(folder / "memory", run, STREETS, MGUIT(run.model, STREETS).state_dict()).path

@@ -77,11 +77,11 @@ class ClassAwareMemory(nn.Module):
         self.class_names = tuple(items_per_class)
         self.read_temperature, self.update_temperature = read_temperature, update_temperature
         self.assignment, self.update_rate = assignment, update_rate
-        counts = torch.tensor(list(items_per_class.values()))
-        num_items = int(counts.sum())
+        num_items = sum(items_per_class.values())
+        owner = [index for index, count in enumerate(items_per_class.values()) for _ in range(count)]
         self.register_buffer("keys", F.normalize(torch.randn(num_items, key_dim, generator=generator), dim=-1))
         self.register_buffer("values", F.normalize(torch.randn(num_domains, num_items, value_dim, generator=generator), dim=-1))
-        self.register_buffer("item_class", torch.repeat_interleave(torch.arange(len(counts)), counts))
+        self.register_buffer("item_class", torch.tensor(owner))
         self.register_buffer("usage", torch.zeros(num_items))  # running share of its class's mass each item receives
 
     def items_of(self, name: str) -> Tensor:

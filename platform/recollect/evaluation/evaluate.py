@@ -177,8 +177,8 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     console.print(_rich(wide[deciding], title, bounds))
     if parts:
         console.print(_rich(wide[parts], "scene_error by region", None))
-    for (_, name), row in wide[memory].dropna(how="all").iterrows():
-        facts = "  ".join(f"{key} {_short(value)}" for key, value in row.dropna().items())
+    for name, row in wide[memory].dropna(how="all").droplevel("kind").iterrows():
+        facts = "  ".join(f"{key} {short(value)}" for key, value in row.dropna().items())
         console.print(f"[bold]memory of {name}[/bold]  {facts}", highlight=False)
 
 
@@ -213,13 +213,13 @@ def _rich(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | None
 def _cell(value: float, low: float = float("nan"), high: float = float("nan")) -> str:
     if pd.isna(value):
         return ""
-    return _short(value) + ("" if pd.isna(low) else f" ({_short(low)} to {_short(high)})")
+    return short(value) + ("" if pd.isna(low) else f" ({short(low)} to {short(high)})")
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three decimals below ten, three digits above.
 
-    >>> _short(0.12345), _short(12.345), _short(1234.5)
+    >>> short(0.12345), short(12.345), short(1234.5)
     ('0.123', '12.3', '1234')
     """
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

@@ -86,5 +86,5 @@ def inside(spread: Spread, value: Any) -> Any:
         return min(spread.options, key=lambda option: abs(option - value)) if numeric else spread.options[0]
     if value is None or not math.isfinite(value):
         return spread.low
-    nearest = min(max(value, spread.low), spread.high)
-    return round(nearest) if isinstance(value, int) else nearest
+    low, high = (math.ceil(spread.low), math.floor(spread.high)) if isinstance(value, int) else (spread.low, spread.high)
+    return min(max(value, low), high)
