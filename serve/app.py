@@ -197,11 +197,11 @@ def build(args: Args) -> ray.serve.Application:
         batch_wait_s=args.batch_wait_s,
         max_pixels=args.max_pixels,
     )
-    room = args.replicas * ongoing + args.max_queued + 16  # so that the queue that fills up is the one whose 503 is ours
+    room = args.replicas * ongoing + args.max_queued + 16
     ingress = ray.serve.deployment(
         num_replicas=args.ingress_replicas,
         max_ongoing_requests=room,
-        max_queued_requests=room,
+        max_queued_requests=8 * room,  # at the proxy, whose own 503 is plain text: ours is to be reached first, in bursts too
         backpressure_config={"retry_after_s": errors.RETRY_AFTER_S},
         ray_actor_options={"num_cpus": INGRESS_CPUS},
         graceful_shutdown_timeout_s=20,

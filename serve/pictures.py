@@ -63,9 +63,7 @@ def decode(content: bytes, limits: Limits = Limits()) -> Tensor:
         raise PictureError("too_many_pixels", "the picture has far too many pixels", _fewer(limits), 413) from None
     except UnidentifiedImageError:
         raise PictureError("not_a_picture", f"this is no picture we read{_guess(content)}") from None
-    except (
-        Exception
-    ) as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
+    except Exception as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, ...
         if "truncated" in str(error).lower():
             raise PictureError("truncated", "the picture is cut off: its file ends too early", "send the whole file") from None
         raise PictureError("damaged", f"the picture is damaged and cannot be decoded ({type(error).__name__})") from None

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -148,18 +148,40 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
     undo.callback(ray.shutdown, wait_for_processes=True)
     needed = args.replicas * args.cpus_per_replica + args.ingress_replicas * INGRESS_CPUS
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),  # with too few, Ray would wait for more without a word
-        include_dashboard=dashboard,
-        dashboard_port=_free_port() if dashboard else None,
-        object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": passed},
-        _temp_dir=folder,
-    )
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which ends the process without our clean-up
+    with _handlers_kept():
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),  # with too few, Ray would wait for more without a word
+            include_dashboard=dashboard,
+            dashboard_port=_free_port() if dashboard else None,
+            object_store_memory=OBJECT_STORE_BYTES,
+            runtime_env={"env_vars": passed},
+            _temp_dir=folder,
+        )
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """A SIGTERM handler that somebody chose stays in place while Ray starts.
+
+    Ray puts two of its own there. One, in Python, raises out of the middle of its start, and processes that it has started
+    but does not know of yet outlive us: it is not let in. One, in C++, aborts this process: it is replaced as soon as
+    `ray.init` returns (in the fraction of a second before that it still aborts; nothing stays behind then either).
+    """
+    own, install = signal.getsignal(signal.SIGTERM), signal.signal
+
+    def refuse(number: int, handler: Any) -> Any:
+        return own if number == signal.SIGTERM else install(number, handler)
+
+    if not callable(own) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = install
+        signal.signal(signal.SIGTERM, own)
 
 
 def _free_port() -> int:
@@ -228,7 +250,7 @@ class _Signals:
     """SIGINT and SIGTERM both stop the server in good order; further ones, while it is stopping, change nothing.
 
     The handler raises nothing: an exception from a handler that happens to run inside a fork hook or a destructor is lost.
-    Signals are read from a wake-up pipe instead, which also hears those that arrive while Ray has its own handler in place.
+    Signals are read from a wake-up pipe instead, which tells as well which of them it was.
     """
 
     def __init__(self) -> None:

@@ -67,7 +67,8 @@ class Bundle:
         names = {"model": MODEL, "best": EMA if kept else MODEL} | ({"ema": EMA} if kept else {})
         if which not in names:
             raise ValueError(f"{self.path} has no weights {which!r}{did_you_mean(which, names)}")
-        return load_file(self.path / names[which])
+        state: dict[str, Tensor] = load_file(self.path / names[which])
+        return state
 
     def metrics(self) -> list[dict[str, Any]]:
         """The history, oldest first."""

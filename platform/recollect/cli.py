@@ -74,9 +74,7 @@ def data_folders(
     pair = tuple(names.split(",")) if names else None
     if pair is not None and len(pair) != 2:
         raise ValueError(f"--names takes two names with a comma, as in day,night; not {names!r}")
-    found = ingest(
-        folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=_progress("reading")
-    )
+    found = ingest(folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=_progress("reading"))
     for path, reason in found.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     _say_store(out, found.manifest)
@@ -84,7 +82,10 @@ def data_folders(
 
 @data.command("show")
 def data_show(store: Annotated[str, typer.Argument(help="A store.")]) -> None:
-    """What a store holds, after checking its files against their digests."""
+    """What a store holds, after checking its files against their digests.
+
+    recollect data show runs/streets-64
+    """
     from recollect.data.store import Store
 
     _say_store(store, Store.open(store, verify=True).manifest)
@@ -219,10 +220,9 @@ def translate(
 
     recollect translate runs/first/best street.png --to night --samples 3
     """
-    from torchvision.io import write_png
-
     from recollect.batch import Guide
     from recollect.data.transforms import decode, to_uint8, to_unit
+    from recollect.evaluation.grids import save_png
     from recollect.pipeline import Pipeline
 
     pipeline = Pipeline.open(bundle, device)
@@ -236,7 +236,7 @@ def translate(
             seeds = [seed + index] if samples else None
             result = pipeline(image, to, source, guide, seeds)
             name = out / (f"{path.stem}-{to}-{seed + index}.png" if samples else f"{path.stem}-{to}.png")
-            write_png(to_uint8(result.images[0]).cpu(), str(name))
+            save_png(to_uint8(result.images[0]), name)
             print(name)
 
 

@@ -73,6 +73,7 @@ def _start(cpus: int | None, dashboard: bool, variables: dict[str, str]) -> Clus
         port = free_port()
         options["dashboard_port"] = port
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"  # or a second Ray on this machine confuses the state API
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that tokens are on, as they should be
     # Ray's sockets live below this folder, and their paths may not pass 107 bytes.
     folder = tempfile.mkdtemp(prefix="recollect-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
     context = ray.init(

@@ -212,7 +212,7 @@ def find_method(name: str) -> Any:
     return resolve(listed[name])
 
 
-def preset(name: str, **sections: Any) -> Run:
+def preset(name: str, /, **sections: Any) -> Run:
     """A Run from `method:preset` (for instance `mguit:tiny`), with sections changed by nested dictionaries.
 
     Example: `preset("mguit:tiny", data={"store": "runs/streets", "domains": ("sunny", "night")})`.

@@ -46,6 +46,11 @@ class Pipeline:
         """The names behind the indices."""
         return self.model.domains
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: fp32, or fp64 where it was trained so."""
+        return next(self.model.parameters()).dtype
+
     def __call__(
         self, images: Tensor, target: str, source: str | None = None, guide: Guide = Guide(), seeds: Sequence[int] | None = None
     ) -> Translation:
@@ -58,7 +63,8 @@ class Pipeline:
             guide: what steers the style; the default is the method's own deterministic one.
             seeds: one a picture: draw a random style from each (only without `guide`).
 
-        Raises ValueError for unknown domains, pictures that are no pictures, another number of seeds, and guides the method does not understand.
+        Raises ValueError for unknown domains, pictures that are no pictures, another number of seeds, and guides the method does
+        not understand.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be floats of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
@@ -71,13 +77,13 @@ class Pipeline:
                 raise ValueError(f"give seeds or a guide, not both (the guide has {', '.join(guide.given())})")
             guide = self.model.sample_guide(to, [torch.Generator().manual_seed(seed) for seed in seeds])
         with torch.inference_mode():
-            padded, (height, width) = pad_to(images.to(self.device), self.model.stride)
+            padded, (height, width) = pad_to(images.to(self.device, self.dtype), self.model.stride)
             if guide.exemplar is not None:
-                guide = replace(guide, exemplar=pad_to(guide.exemplar.to(self.device), self.model.stride)[0])
+                guide = replace(guide, exemplar=pad_to(guide.exemplar.to(self.device, self.dtype), self.model.stride)[0])
             if guide.noise is not None:
-                guide = replace(guide, noise=guide.noise.to(self.device))
+                guide = replace(guide, noise=guide.noise.to(self.device, self.dtype))
             result = self.model.translate(padded, origin, to, guide)
-        return Translation(result.images[..., :height, :width].clamp(-1, 1), result.extras)
+        return Translation(result.images[..., :height, :width].clamp(-1, 1).to(images.dtype), result.extras)
 
 
 def pad_to(images: Tensor, stride: int) -> tuple[Tensor, tuple[int, int]]:

@@ -29,9 +29,11 @@ def refused(content: bytes, limits: Limits = Limits()) -> PictureError:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds nothing: decoding it would need width x height bytes and more."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body)) for tag, body in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def chunk(tag: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
@@ -135,6 +137,13 @@ def test_pixels_are_counted_before_decoding(side: int) -> None:
 def test_bytes_are_counted_before_opening() -> None:
     error = refused(b"x" * 101, Limits(max_bytes=100))
     assert (error.status, error.code) == (413, "too_many_bytes")
+
+
+def test_a_comment_that_unpacks_to_megabytes() -> None:
+    """Pillow gives up with a ValueError here, which is none of the errors that it promises."""
+    content, comment = encoded(painted()), chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000)))
+    end_of_header = 8 + 25
+    assert refused(content[:end_of_header] + comment + content[end_of_header:]).code == "damaged"
 
 
 def test_errors_survive_pickling() -> None:

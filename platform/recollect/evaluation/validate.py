@@ -234,7 +234,7 @@ def _read_weights(pipeline: Pipeline, images: Tensor, cases: Cases) -> Tensor:
     model: Any = pipeline.model
     source, target = pipeline.domains.index(cases.source), pipeline.domains.index(cases.target)
     with torch.inference_mode():
-        padded, _ = pad_to(images.to(pipeline.device), pipeline.model.stride)
+        padded, _ = pad_to(images.to(pipeline.device, pipeline.dtype), pipeline.model.stride)
         weights: Tensor = model.memory.read(model.content_encoder(padded, source), target)[1]
     return weights.float().cpu()
 

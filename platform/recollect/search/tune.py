@@ -44,6 +44,12 @@ logger = logging.getLogger("recollect")
 
 OBJECTIVE = "objective"
 
+QUIET = {  # what Tune says beside the one line an evaluation that we print
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial writes its own curves
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # small trials do report often
+}
+
 
 @dataclass(frozen=True)
 class Search:
@@ -98,6 +104,8 @@ def search(plan: Search, resume: bool = False) -> Outcome:
     Raises ValueError where a trial does not fit the cluster, the directory holds a search already, or every trial failed.
     """
     require(plan.workers * plan.cpus, plan.workers * plan.gpus, "a trial")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     directory = plan.directory if "://" in plan.directory else os.path.abspath(plan.directory)
     experiment = f"{directory}/tune"
     known = tune.Tuner.can_restore(experiment)
@@ -229,6 +237,8 @@ def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
 
 def _run_of(config: dict[str, Any], fixed: dict[str, str]) -> Run:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line for every checkpoint
     return overlay(Run.model_validate_json(fixed["run"]), config)
 
 

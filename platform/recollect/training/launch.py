@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from recollect import bundle as bundles
 from recollect.cluster import require
 from recollect.config import Run
+from recollect.training.engine import NotFinite
 from recollect.training.session import train as train_here
 from recollect.training.sync import local_ranks
 
@@ -57,7 +58,7 @@ def train(
         callbacks: Ray Train callbacks (Ray Tune's report callback, inside a trial).
 
     Returns Ray's Result; `fetch` copies its bundle. Raises ValueError where the cluster is too small,
-    ray.train.TrainingFailedError where training failed.
+    NotFinite where a loss was not finite, ray.train.TrainingFailedError where workers died too often.
     """
     require(resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker, f"run {name!r}")
     if run.engine.batch_size % resources.workers:
@@ -77,12 +78,20 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    return trainer.fit()
+    result = trainer.fit()
+    if result.return_value:
+        where = result.checkpoint.path if result.checkpoint else "nowhere"
+        raise NotFinite(f"{result.return_value} (kept as {where}/broken)")
+    return result
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """What every Ray Train worker does: restore the run's directory, train, and report it at every evaluation."""
+def _worker(config: dict[str, Any]) -> str | None:
+    """What every Ray Train worker does: restore the run's directory, train, and report it at every evaluation.
+
+    Returns what was not finite, if something was: all ranks see that at the same step, and trying again would not help.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for every checkpoint
     run, ranks = Run.model_validate_json(config["run"]), local_ranks()
     work = Path(tempfile.mkdtemp(prefix="recollect-run-"))
     state = work / "state"
@@ -95,7 +104,12 @@ def _worker(config: dict[str, Any]) -> None:
             own = ray.train.Checkpoint.from_directory(str(state)) if ranks.rank == 0 else None
             ray.train.report(metrics, checkpoint=own)  # every rank, equally often: it is a barrier
 
-        train_here(run, state if ranks.rank == 0 else work / "other", resume=resume or False, report=report, ranks=ranks)
+        try:
+            train_here(run, state if ranks.rank == 0 else work / "other", resume=resume or False, report=report, ranks=ranks)
+        except NotFinite as error:
+            report({"broken": 1.0}, None)
+            return str(error)
+        return None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

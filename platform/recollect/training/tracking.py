@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from recollect.evaluation.grids import save_png
+
 logger = logging.getLogger("recollect")
 
 
@@ -48,11 +50,9 @@ class Tracker:
 
     def pictures(self, step: int, grid: Tensor) -> None:
         """A sample grid (3, H, W) uint8."""
-        from torchvision.io import write_png
-
         folder = self.directory / "samples"
         folder.mkdir(exist_ok=True)
-        write_png(grid.cpu(), str(folder / f"step-{step:06d}.png"))
+        save_png(grid, folder / f"step-{step:06d}.png")
         if self._board is not None:
             self._board.add_image("samples", grid, step)
 

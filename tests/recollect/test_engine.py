@@ -1,0 +1,172 @@
+"""The training loop: it survives a kill bit-equal, says what it does, and stops at what is not finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recollect.bundle import open_bundle
+from recollect.config import Run, overlay, preset
+from recollect.data.store import Store
+from recollect.data.worlds import build_streets
+from recollect.testing import noise_batches
+from recollect.training.engine import NotFinite, Trainer, fit
+from recollect.training.session import domains_of, suit, train
+
+SMALL = {
+    **{"width": 8, "critic_width": 8, "critic_layers": 2, "content_blocks": 2, "generator_blocks": 2},
+    "memory": {"value_dim": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    uri = tmp_path_factory.mktemp("engine") / "streets"
+    build_streets(uri, size=32, train=12, val=4, test=4, references=3)
+    return Store.open(uri)
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    engine = {"steps": 6, "batch_size": 2, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 1, "ema": 0.9, "threads": 1}
+    made = preset("mguit:tiny", data={"store": store.uri, "size": 32}, model=SMALL, engine=engine, evaluation={"pictures": 2})
+    return suit(overlay(made, {"data.domains": ("sunny", "night")}), store)
+
+
+def digests(path: Path) -> dict[str, str]:
+    files: dict[str, str] = open_bundle(path).manifest["files"]
+    return {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
+
+
+def test_a_run_killed_in_the_middle_and_resumed_ends_bit_equal(run: Run, tmp_path: Path) -> None:
+    run = overlay(run, {"engine.steps": 8, "engine.evaluate_every": 0})
+    whole = tmp_path / "whole"
+    train(run, whole)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from recollect.config import Run; from recollect.training.session import train\n"
+        "train(Run.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), resume=True)\n"
+    )
+    (tmp_path / "run.json").write_text(run.model_dump_json())
+    killed = tmp_path / "killed"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, str(script), str(tmp_path / "run.json"), str(killed)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+    deadline = time.monotonic() + 120
+    while step_of(killed / "last") < 3:
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    stood = step_of(killed / "last")
+    assert 3 <= stood < 8, "killed in the middle"
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=200)
+    assert digests(whole / "last") == digests(killed / "last")
+    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss/self_rec" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 8
+
+
+def step_of(checkpoint: Path) -> int:
+    try:
+        return int(json.loads((checkpoint / "training.json").read_text())["step"])
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return 0
+
+
+def test_a_run_leaves_what_people_look_for(run: Run, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reported: list[tuple[dict[str, float], Path | None]] = []
+    with caplog.at_level("INFO", logger="recollect"):
+        bundle = train(run, tmp_path / "run", report=lambda metrics, path: reported.append((dict(metrics), path)))
+    assert bundle == tmp_path / "run" / "best"
+    opened = open_bundle(bundle)
+    assert opened.manifest["parents"] == {"data": store.digest}
+    assert opened.domains.names == ("sunny", "night") and opened.domains.classes == store.domains.classes
+    assert not (bundle / "training.json").exists() and (tmp_path / "run" / "last" / "training.json").exists()
+    assert list((tmp_path / "run" / "samples").glob("*.png")) and list((tmp_path / "run" / "tensorboard").iterdir())
+    card = (bundle / "README.md").read_text()
+    assert "| con_k | 1 |" in card and "scene_error" in card and "memory/cosine/background" in card
+    line = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("step 4/6"))
+    assert "images/s" in line and "con_k" in line and "left" in line
+    steps = [metrics["step"] for metrics, _ in reported]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [("objective" in metrics) for metrics, _ in reported] == [False, False, True, False, False, True]
+    values = [metrics["objective"] for metrics, _ in reported if "objective" in metrics]
+    best = [row["objective"] for row in opened.metrics() if "objective" in row]
+    assert best[-1] == pytest.approx(min(values))
+
+
+def test_a_second_run_in_the_same_place_is_refused(run: Run, tmp_path: Path) -> None:
+    run = overlay(run, {"engine.steps": 1, "engine.evaluate_every": 0})
+    train(run, tmp_path / "run")
+    with pytest.raises(ValueError, match="--resume"):
+        train(run, tmp_path / "run")
+
+
+def test_going_further_than_planned_is_resuming_with_more_steps(run: Run, tmp_path: Path) -> None:
+    constant = overlay(run, {"engine.evaluate_every": 0, "optimisers.default.hold": 1.0, "optimisers.content_critic.hold": 1.0})
+    train(overlay(constant, {"engine.steps": 4}), tmp_path / "whole")
+    train(overlay(constant, {"engine.steps": 2}), tmp_path / "half")
+    train(overlay(constant, {"engine.steps": 4}), tmp_path / "rest", resume=tmp_path / "half" / "last")
+    assert digests(tmp_path / "whole" / "last")["model.safetensors"] == digests(tmp_path / "rest" / "last")["model.safetensors"]
+    other = overlay(constant, {"model.width": 12})
+    with pytest.raises(ValueError, match="another model"):
+        train(other, tmp_path / "other", resume=tmp_path / "half" / "last")
+    with pytest.raises(ValueError, match="inference only"):
+        train(constant, tmp_path / "other", resume=tmp_path / "whole" / "best")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_not_finite_stops_the_run_before_anything_is_trained_on_it(run: Run, store: Store, tmp_path: Path, precision: str) -> None:
+    class Poisoned:
+        def stream(self, start: int, stop: int) -> object:
+            for step in range(start, stop):
+                batches = noise_batches(run, domains_of(run, store), 2, range(2), step)
+                if step == 2:
+                    batches[1].images[0, 0, 0, 0] = float("nan")
+                yield step, batches
+
+    run = overlay(run, {"engine.precision": precision, "engine.checkpoint_every": 0, "engine.evaluate_every": 0})
+    with pytest.raises(NotFinite, match=r"step 2, phase translate: .*self_rec.* is not finite.*broken"):
+        fit(run, Poisoned(), domains_of(run, store), tmp_path)  # type: ignore[arg-type]
+    state = open_bundle(tmp_path / "broken").state("model")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert step_of(tmp_path / "broken") == 2
+
+
+def test_the_learning_rate_falls_and_critics_have_their_own(run: Run, store: Store) -> None:
+    run = overlay(run, {"engine.steps": 4, "optimisers.default.hold": 0.5, "optimisers.content_critic.lr": 3e-5})
+    trainer = Trainer(run, domains_of(run, store), device="cpu")
+    rates = []
+    for step in range(4):
+        trainer.update(noise_batches(run, domains_of(run, store), 2, range(2), step))
+        rates.append({name: optimiser.param_groups[0]["lr"] for name, optimiser in trainer.optimisers.items()})
+    assert [rate["generator"] for rate in rates] == pytest.approx([5e-4, 5e-4, 5e-4, 2.5e-4])
+    assert rates[0]["content_critic"] == pytest.approx(3e-5)
+
+
+def test_averaged_weights_follow_slowly_and_buffers_are_copied(run: Run, store: Store) -> None:
+    trainer = Trainer(overlay(run, {"engine.ema": 0.5}), domains_of(run, store), device="cpu")
+    name = "generator.last.0.1.weight"
+    values = []
+    for step in range(3):
+        trainer.update(noise_batches(run, domains_of(run, store), 2, range(2), step))
+        values.append(trainer.model.state_dict()[name].clone())
+    assert trainer.ema is not None
+    averaged = trainer.ema.module.state_dict()
+    torch.testing.assert_close(averaged[name], 0.25 * values[0] + 0.25 * values[1] + 0.5 * values[2])
+    assert torch.equal(averaged["memory.keys"], trainer.model.state_dict()["memory.keys"])
+
+
+def test_a_store_without_two_domains_or_boxes_is_met_with_words(store: Store) -> None:
+    said: list[str] = []
+    run = suit(preset("mguit:tiny", data={"store": store.uri}), store, said.append)
+    assert run.data.domains == ("sunny", "night") and "taking sunny and night" in said[0]

@@ -1,0 +1,122 @@
+"""Training on Ray Train: two workers take the steps of one process, a killed worker changes nothing, a name goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from recollect.bundle import open_bundle
+from recollect.cluster import connect
+from recollect.config import Optimiser, Run, overlay, preset
+from recollect.data.store import Store
+from recollect.data.worlds import build_streets
+from recollect.testing import largest_difference
+from recollect.training import launch
+from recollect.training.session import suit, train
+
+TWO = launch.Resources(workers=2, cpus_per_worker=1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    uri = tmp_path_factory.mktemp("launch") / "streets"
+    build_streets(uri, size=32, train=12, val=4, test=4, references=3)
+    return Store.open(uri)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    connect("local", cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    small = {"width": 8, "critic_width": 8, "critic_layers": 2, "content_blocks": 2, "generator_blocks": 2}
+    engine = {"steps": 4, "batch_size": 2, "log_every": 2, "precision": "fp64", "threads": 1}
+    made = preset(
+        "mguit:tiny",
+        data={"store": store.uri, "size": 32, "domains": ("sunny", "night")},
+        model={**small, "memory": {"value_dim": 8}},
+        engine=engine,
+        evaluation={"pictures": 2},
+    )
+    return suit(made, store).model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=0.01)}})
+
+
+def test_two_workers_end_where_one_process_ends(run: Run, tmp_path: Path) -> None:
+    result = launch.train(run, str(tmp_path / "ray"), "pair", TWO)
+    bundle = launch.fetch(result, tmp_path / "pair")
+    assert bundle == tmp_path / "pair" / "best"
+    alone = open_bundle(train(run, tmp_path / "alone").parent / "last")
+    pair = open_bundle(tmp_path / "pair" / "last")
+    assert largest_difference(alone.state("model"), pair.state("model"))[0] < 1e-10
+    assert pair.manifest["parents"] == alone.manifest["parents"]
+    assert [row["step"] for row in pair.metrics()] == [row["step"] for row in alone.metrics()]
+    assert list((tmp_path / "pair" / "samples").glob("*.png")), "the samples come along"
+
+    further = overlay(run, {"engine.steps": 6})
+    again = launch.train(further, str(tmp_path / "ray"), "pair", TWO)  # the same name goes on
+    launch.fetch(again, tmp_path / "further")
+    steps = [row["step"] for row in open_bundle(tmp_path / "further" / "last").metrics() if "loss/self_rec" in row]
+    assert steps == [2, 4, 6]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_run_ends_bit_equal(run: Run, tmp_path: Path) -> None:
+    run = overlay(run, {"engine.steps": 12, "engine.checkpoint_every": 2})
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        storage = tmp_path / "ray" / "killed"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(storage.glob("checkpoint_*/last/training.json")):
+            time.sleep(0.05)
+        workers = train_workers()
+        if workers:
+            os.kill(workers[-1], signal.SIGKILL)
+            killed.append(workers[-1])
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = launch.train(run, str(tmp_path / "ray"), "killed", TWO)
+    killer.join()
+    assert killed, "no worker was there to kill"
+    launch.fetch(result, tmp_path / "killed")
+    undisturbed = launch.train(run, str(tmp_path / "ray"), "whole", TWO)
+    launch.fetch(undisturbed, tmp_path / "whole")
+    states = [open_bundle(tmp_path / name / "last").state("model") for name in ("killed", "whole")]
+    assert largest_difference(*states)[0] == 0
+
+
+def train_workers() -> list[int]:
+    """The pids of this cluster's Ray Train workers (children of our own raylet only)."""
+    session = ray._private.worker.global_worker.node.get_session_dir_path()  # type: ignore[attr-defined]
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                title = (folder / "cmdline").read_bytes().decode(errors="replace")
+                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                raylet = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
+            except (OSError, ValueError):
+                continue
+            if "RayTrainWorker" in title and session in raylet:
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def test_what_can_never_fit_is_refused_at_once(run: Run, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"needs 8 CPUs.*has 2"):
+        launch.train(run, str(tmp_path), "large", launch.Resources(workers=8))
+    with pytest.raises(ValueError, match="2 workers must divide"):
+        launch.train(overlay(run, {"engine.batch_size": 3}), str(tmp_path), "odd", TWO)
+    assert time.monotonic() - began < 5
