@@ -205,8 +205,9 @@ def _serve(bundle: Path, store: Store, run: Run, out: Path, arguments: argparse.
     import httpx
 
     from recollect.cluster import free_port
-    from serve.run import start
+    from recollect.config import resolve
 
+    start = resolve("serve.run:start")  # by name: recipes and the endpoint stand side by side, and neither imports the other
     source, target = run.direction()
     picture = store.record(store.ids("test", source)[0]).image
     print("\n== endpoint: deploying the winner with Ray Serve")

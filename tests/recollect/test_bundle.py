@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -375,9 +376,11 @@ def test_killed_at_the_worst_moments(kills: tuple[Path, list[dict[str, Any]]]) -
 
 
 def exchanges(folder: Path) -> bool:
+    """Whether the kernel can exchange two directories here; asked without the code under test."""
     for name in ("x", "y"):
         (folder / name).mkdir()
-    done = module._exchange(folder / "x", folder / "y")
+    ask = getattr(ctypes.CDLL(None), "renameat2", None)
+    done = ask is not None and ask(-100, bytes(folder / "x"), -100, bytes(folder / "y"), 2) == 0
     for name in ("x", "y"):
         (folder / name).rmdir()
     return done
@@ -416,11 +419,10 @@ def test_a_reader_beside_a_writer_sees_whole_bundles(first: Bundle, run: Run, st
     thread = threading.Thread(target=rewrite)
     thread.start()
     try:
-        while len(names) < 3:
-            time.sleep(0.01)
-        while len(seeds) < 60:
+        deadline = time.monotonic() + 30
+        while len(set(seeds)) < 10 and time.monotonic() < deadline:
             seeds.append(open_bundle(first.path, verify=True).run.seed)
     finally:
         stop.set()
         thread.join()
-    assert seeds == sorted(seeds) and len(set(seeds)) > 3
+    assert seeds == sorted(seeds) and len(set(seeds)) == 10

@@ -90,7 +90,7 @@ try:
     main()
 except SystemExit as stopped:
     assert not stopped.code, stopped.code
-heavy = {"torch", "ray", "numpy", "pandas", "pyarrow", "torchvision", "pydantic", "serve"}
+heavy = {"torch", "ray", "numpy", "pandas", "pyarrow", "torchvision", "serve"}
 print("heavy:", sorted({name.split(".")[0] for name in sys.modules} & heavy))
 """
 

@@ -36,11 +36,10 @@ h1 { font-size: 26px; line-height: 1.2; margin: 8px 0 4px; overflow-wrap: anywhe
 h2 { font-size: 18px; margin: 40px 0 8px; padding-top: 12px; border-top: 1px solid var(--rule); }
 h3 { font-size: 15px; margin: 20px 0 6px; }
 p { margin: 6px 0; max-width: 75ch; }
-.wide { min-width: 100%; }
 .soft, figcaption { color: var(--soft); font-size: 13px; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 10px 20px; margin: 16px 0; }
 .facts dt { color: var(--soft); font-size: 12px; } .facts dd { margin: 0; overflow-wrap: anywhere; }
-.box { overflow-x: auto; max-height: 70vh; margin: 8px 0; }
+.box { overflow: auto; max-height: 70vh; margin: 8px 0; width: fit-content; max-width: 100%; }
 .box, .chart, pre { border: 1px solid var(--rule); border-radius: 6px; background: var(--card); }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
@@ -179,7 +178,7 @@ def _wide_table(wide: pd.DataFrame, frame: pd.DataFrame | None = None) -> str:
         before = kind
         cells = "".join(_cell(values[name], *(_at(side, place, name) for side in bounds)) for name in wide.columns)
         body += f'<tr class="{kind if kind in KINDS else ""}{first}"><th>{escape(str(place[1]))}</th>{cells}</tr>'
-    return f'<div class="box"><table class="wide"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="box"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _heading(name: str) -> str:

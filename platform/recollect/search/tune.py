@@ -30,6 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 from pyarrow import fs
 from ray import tune
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -46,7 +47,7 @@ OBJECTIVE = "objective"
 
 QUIET = {  # what Tune says beside the one line an evaluation that we print
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial writes its own curves
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial writes its own curves; JSON is what the results are read from
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # small trials do report often
 }
 
@@ -174,7 +175,7 @@ def _tuner(plan: Search, trial: Callable[..., Any], directory: str, journal: Pat
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_Progress(plan.trials)],
+            callbacks=[_Progress(plan.trials), JsonLoggerCallback()],
         ),
     )
 

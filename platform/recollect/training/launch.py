@@ -78,11 +78,23 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    result = trainer.fit()
+    result = _fit(trainer, max_failures)
     if result.return_value:
         where = result.checkpoint.path if result.checkpoint else "nowhere"
         raise NotFinite(f"{result.return_value} (kept as {where}/broken)")
     return result
+
+
+def _fit(trainer: TorchTrainer, max_failures: int) -> ray.train.Result:
+    """`trainer.fit()`, again where a worker died while the controller was calling it: Ray retries every other death itself."""
+    for failures in range(max_failures + 1):
+        try:
+            return trainer.fit()
+        except ray.train.ControllerError as error:
+            if failures == max_failures or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+                raise
+            logger.warning("a worker died at an awkward moment; going on from the last checkpoint")
+    raise AssertionError("the last failure was raised")
 
 
 def _worker(config: dict[str, Any]) -> str | None:
