@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from recollect.data.store import Store
     from recollect.search.tune import Outcome
 
-TRIALS, TRIAL_STEPS, STEPS = 4, 60, 420
+TRIALS, TRIAL_STEPS, STEPS = 4, 90, 900
 OVER = (
     "model.memory.items_per_class.*",
     "model.memory.*_temperature",
@@ -135,7 +135,12 @@ def _run(store: Store, arguments: argparse.Namespace) -> Run:
         "mguit:tiny",
         name="demo",
         data={"short_side": None if store.manifest.truth else 72},  # photographs are cropped, drawn scenes fit as they are
-        engine={"steps": arguments.trial_steps, "evaluate_every": max(arguments.trial_steps // 3, 1), "log_every": 20, "threads": 1},
+        engine={
+            "steps": arguments.trial_steps,
+            "evaluate_every": max(arguments.trial_steps // 3, 1),
+            "log_every": 20,
+            "threads": 1,
+        },
         evaluation={"pictures": 16},
     )
     return suit(run, store, lambda text: print(f"   {text}"))
@@ -158,10 +163,17 @@ def _train(run: Run, outcome: Outcome, out: Path, arguments: argparse.Namespace,
 
     steps = arguments.steps
     print(f"\n== training the winner further, to step {steps}, on {arguments.workers} Ray Train workers")
-    longer = overlay(overlay(run, outcome.changes), {"engine.steps": steps, "engine.evaluate_every": max(steps // 3, 1)})
+    longer = overlay(
+        overlay(run, outcome.changes),
+        {"engine.steps": steps, "engine.evaluate_every": max(steps // 3, 1), "engine.log_every": 50},
+    )
     storage = (out / "winner-run" / "ray").absolute()
     result = launch.train(
-        longer, str(storage), "winner", launch.Resources.fitting(arguments.workers, gpus), start=str(Path(outcome.checkpoint).absolute())
+        longer,
+        str(storage),
+        "winner",
+        launch.Resources.fitting(arguments.workers, gpus),
+        start=str(Path(outcome.checkpoint).absolute()),
     )
     return launch.fetch(result, out / "winner-run")
 
@@ -194,7 +206,9 @@ def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome) -> P
         run=opened.run,
         metrics_history=opened.metrics(),
         tables={"Test split": frame},
-        grids={"Input, translation, three random styles" + (", a true render" if store.manifest.truth else "") + ", memory": grid},
+        grids={
+            "Input, translation, three random styles" + (", a true render" if store.manifest.truth else "") + ", memory": grid
+        },
         search=outcome.table,
         facts={"bundle": opened.digest[:16], "data": store.digest[:16], "objective": judge.about},
     )
@@ -214,12 +228,16 @@ def _serve(bundle: Path, store: Store, run: Run, out: Path, arguments: argparse.
     with start(str(bundle), port=arguments.port or free_port()) as running:
         began = time.monotonic()
         answer = httpx.post(
-            f"{running.url}/v1/translate", files={"image": ("input", picture)}, data={"target": target, "source": source}, timeout=60
+            f"{running.url}/v1/translate",
+            files={"image": ("input", picture)},
+            data={"target": target, "source": source},
+            timeout=60,
         )
         answer.raise_for_status()
         (out / "served-input.png").write_bytes(picture)
         (out / "served.png").write_bytes(answer.content)
-        print(f"   POST {running.url}/v1/translate -> {answer.status_code} {answer.headers['content-type']} in {time.monotonic() - began:.2f} s")
+        took, kind = time.monotonic() - began, answer.headers["content-type"]
+        print(f"   POST {running.url}/v1/translate -> {answer.status_code} {kind} in {took:.2f} s")
         if arguments.keep:
             print(f"   kept up at {running.url} (docs at {running.url}/docs); Ctrl-C ends it")
             _until_interrupted()
@@ -269,7 +287,8 @@ def _checks(frame: pd.DataFrame, run: Run) -> int:
         failed += [name] if score >= other else []
     for name in ("best colour map", "best colour map per region"):
         other = float(values[name, "scene_error"])
-        print(f"   scene_error {score:.4f} against {other:.4f} for {name}, which had the truth in hand: {'better' if score < other else 'not better'}")
+        fell = "better" if score < other else "not better"
+        print(f"   scene_error {score:.4f} against {other:.4f} for {name}, which had the truth in hand: {fell}")
     kept, floor = float(values[own, "content_kept"]), run.evaluation.content_floor
     print(f"   content_kept {kept:.3f}, floor {floor}: {'kept' if kept >= floor else 'NOT kept'}")
     return 0 if not failed and kept >= floor else 1

@@ -45,13 +45,23 @@ def parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--store", default="", help="an image store (default: the streets world, drawn below --storage)")
-    made.add_argument("--method", default="mguit:tiny", help="method:preset, or module:function of a recipe (default: %(default)s)")
-    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the run before the search")
-    made.add_argument("--over", action="append", default=[], metavar="NAME", help=f"a field or glob to search (default: {', '.join(OVER)})")
+    made.add_argument(
+        "--method", default="mguit:tiny", help="method:preset, or module:function of a recipe (default: %(default)s)"
+    )
+    made.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the run before the search"
+    )
+    made.add_argument(
+        "--over", action="append", default=[], metavar="NAME", help=f"a field or glob to search (default: {', '.join(OVER)})"
+    )
     made.add_argument("--trials", type=int, default=0, help="settings to try (default: 24, or 4 with --small)")
     made.add_argument("--steps", type=int, default=0, help="steps of the longest trial (default: 600, or 24 with --small)")
     made.add_argument("--workers-per-trial", type=int, default=1, help="above 1 every trial is a Ray Train run (default: 1)")
-    made.add_argument("--storage", default=os.environ.get("RECOLLECT_STORAGE", "runs/tune_memory"), help="a path or URI that all nodes reach (default: %(default)s)")
+    made.add_argument(
+        "--storage",
+        default=os.environ.get("RECOLLECT_STORAGE", "runs/tune_memory"),
+        help="a path or URI that all nodes reach (default: %(default)s)",
+    )
     made.add_argument("--small", action="store_true", help="few small trials, to see that everything works")
     made.add_argument("--resume", action="store_true", help="go on with the search in --storage")
     made.add_argument("--address", default=None, help="`local` for a private Ray; default: join the cluster here, else start one")
@@ -85,7 +95,7 @@ def search(arguments: argparse.Namespace) -> None:
     run = overlay(suit(run, store, print), arguments.set)
     judge = Validator(store, run)
     print(f"objective: {judge.about}")
-    cluster = connect(arguments.address, dashboard=arguments.workers_per_trial > 1)
+    cluster = connect(arguments.address)
     gpus = 1.0 if cluster.gpus >= arguments.workers_per_trial else 0.0
     outcome = run_search(
         Search(
@@ -100,7 +110,7 @@ def search(arguments: argparse.Namespace) -> None:
         ),
         resume=arguments.resume,
     )
-    columns = ["trial", "objective", "status", "step", *(name for name in outcome.table if name.startswith("config/"))]
+    columns = ["trial", "objective", "status", "step", *(name for name in map(str, outcome.table) if name.startswith("config/"))]
     print(outcome.table[columns].to_string(index=False, float_format="%.4g"))
     frame = evaluate(outcome.winner, uri, split="test")
     filesystem, root = filesystem_of(storage)

@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recollect.batch import Domains, Guide, Translation
-from recollect.config import Choice, Frozen, ModelConfig, Range
-from recollect.config import Weights as WeightsBase
+from recollect.config import Choice, Frozen, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import DownBlock, LayerNorm2d, ModulatedResBlock, Modulation, ResBlock, conv, initialise, resize_to
@@ -58,7 +57,7 @@ class Memory(Frozen):
     detach: Literal["none", "released"] = "none"  # released: reads pass no gradient
 
 
-class Config(ModelConfig):
+class MGUITConfig(ModelConfig):
     """The networks. `width` is the channels at full resolution; each of `downs` halvings doubles them."""
 
     name: Literal["mguit"] = "mguit"
@@ -84,7 +83,7 @@ class Config(ModelConfig):
         )
 
 
-class Weights(WeightsBase):
+class MGUITWeights(Weights):
     """The lambdas of eq. 9 by name, those of DRIT for the translation terms; then the critics' own terms."""
 
     self_rec: Annotated[float, Range(3, 30, log=True)] = 10.0
@@ -103,7 +102,7 @@ class Weights(WeightsBase):
 class ContentEncoder(nn.Module):
     """E_c: a trunk per domain and a shared tail; content is L2-normalised per pixel, so that c . k is the cosine of eq. 3."""
 
-    def __init__(self, config: Config, domains: int) -> None:
+    def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
         width, top = config.width, config.width * 2**config.downs
         self.trunks = nn.ModuleList(
@@ -117,13 +116,14 @@ class ContentEncoder(nn.Module):
         self.tail = ResBlock(top)
 
     def forward(self, images: Tensor, domain: int) -> Tensor:
-        return unit(self.tail(self.trunks[domain](images)))  # (B, C, h, w)
+        content = unit(self.tail(self.trunks[domain](images)))
+        return content  # (B, C, h, w)
 
 
 class StyleEncoder(nn.Module):
     """E_s: a spatial style map per domain, on the grid of the content."""
 
-    def __init__(self, config: Config, domains: int) -> None:
+    def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
         width, value_dim, norm = config.width, config.memory.value_dim, config.style_norm
         self.nets = nn.ModuleList(
@@ -145,7 +145,7 @@ class StyleEncoder(nn.Module):
 class ConcatGenerator(nn.Module):
     """G as in DRIT: the style map is concatenated to the features before every stage."""
 
-    def __init__(self, config: Config, domains: int) -> None:
+    def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
         top, style = config.width * 2**config.downs, config.memory.value_dim
         channels = top + style
@@ -163,7 +163,8 @@ class ConcatGenerator(nn.Module):
         for stage in self.ups:
             nets = list(stage)  # type: ignore[call-overload]
             x = nets[min(domain, len(nets) - 1)](torch.cat([x, resize_to(style, x)], dim=1))
-        return self.last[domain](torch.cat([x, resize_to(style, x)], dim=1)).tanh()  # (B, 3, H, W)
+        picture: Tensor = self.last[domain](torch.cat([x, resize_to(style, x)], dim=1)).tanh()
+        return picture  # (B, 3, H, W)
 
 
 def _upsample(inputs: int, outputs: int) -> nn.Sequential:
@@ -173,7 +174,7 @@ def _upsample(inputs: int, outputs: int) -> nn.Sequential:
 class ModulatedGenerator(nn.Module):
     """G whose instance norms take scale and shift from the style map; upsampling and output are per domain."""
 
-    def __init__(self, config: Config, domains: int) -> None:
+    def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
         top, style = config.width * 2**config.downs, config.memory.value_dim
         self.blocks = nn.ModuleList(ModulatedResBlock(top, style) for _ in range(config.generator_blocks))
@@ -190,13 +191,14 @@ class ModulatedGenerator(nn.Module):
             x = block(x, style)
         for layer, norm in zip(self.convs[domain], self.norms[domain], strict=True):  # type: ignore[call-overload]
             x = F.leaky_relu(norm(layer(F.interpolate(x, scale_factor=2, mode="nearest")), style), 0.2)
-        return self.last[domain](x).tanh()  # (B, 3, H, W)
+        picture: Tensor = self.last[domain](x).tanh()
+        return picture  # (B, 3, H, W)
 
 
 class DomainCritics(nn.Module):
     """D: one multi-scale patch critic per domain."""
 
-    def __init__(self, config: Config, domains: int) -> None:
+    def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
         self.nets = nn.ModuleList(
             MultiScaleCritic(config.critic_width, config.critic_layers, config.critic_scales) for _ in range(domains)
@@ -218,19 +220,28 @@ class MGUIT(Translator):
     that joins samples is the memory.
     """
 
-    Config = Config
-    Weights = Weights
-    config: Config
+    Config = MGUITConfig
+    Weights = MGUITWeights
+    config: MGUITConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {  # 64 px, trains on a CPU in minutes; stride 2, because a sign would be a single cell at stride 4
             "data": {"size": 64},
             "model": {
-                **{"width": 16, "downs": 1, "content_blocks": 3, "generator_blocks": 3, "fusion": "modulate", "gan": "lsgan"},
-                **{"critic_width": 24, "critic_layers": 3, "critic_scales": 2, "init_std": None, "memory": {"value_dim": 32}},
+                "width": 16,
+                "downs": 1,
+                "content_blocks": 3,
+                "generator_blocks": 3,
+                "fusion": "modulate",
+                "gan": "lsgan",
+                "critic_width": 24,
+                "critic_layers": 3,
+                "critic_scales": 2,
+                "init_std": None,
+                "memory": {"value_dim": 32},
             },
             "weights": {"latent": 1.0},
-            "optimisers": {"default": {"lr": 5e-4, "hold": 0.5}, "content_critic": {"lr": 2e-4, "hold": 0.5}},
-            "engine": {"steps": 400, "batch_size": 4, "ema": 0.98},
+            "optimisers": {"default": {"lr": 1e-3, "hold": 0.5}, "content_critic": {"lr": 4e-4, "hold": 0.5}},
+            "engine": {"steps": 1000, "batch_size": 2, "ema": 0.99},
         },
         "paper": {
             "data": {"size": 360, "short_side": 360},
@@ -241,7 +252,8 @@ class MGUIT(Translator):
         "released": {
             "data": {"size": 360, "short_side": 360},
             "model": {
-                **{"style_norm": "instance", "content_noise": 0.1},
+                "style_norm": "instance",
+                "content_noise": 0.1,
                 "memory": {"value_dim": 128, "read_temperature": 1.0, "update_rate": 0.5, "detach": "released"},
             },
             "weights": {"cyc_rec": 50.0, "latent": 0.0, "con_k": 0.1, "con_v": 0.1, "content_rec": 1.0},
@@ -250,7 +262,7 @@ class MGUIT(Translator):
         },
     }
 
-    def __init__(self, config: Config, domains: Domains) -> None:
+    def __init__(self, config: MGUITConfig, domains: Domains) -> None:
         super().__init__(config, domains)
         items = config.memory.items_per_class
         if len(domains.names) != 2:
@@ -454,5 +466,3 @@ TRANSLATION_TERMS = (
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute difference, in fp32 or better."""
     return (a - b).abs().mean() if a.dtype == torch.float64 else (a.float() - b.float()).abs().mean()
-
-

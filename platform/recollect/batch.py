@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,9 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, channels_last: bool = False) -> Batch:
         """The batch on `device`, its pictures as `dtype`. Only the engine calls this."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        moved = {f.name: v.to(device, non_blocking=True) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {
+            f.name: v.to(device, non_blocking=True) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         moved["images"] = moved["images"].to(dtype=dtype or self.images.dtype, memory_format=layout)
         return replace(self, **moved)
 

@@ -27,14 +27,17 @@ class Cluster:
     gpus: float
 
 
-def connect(address: str | None = None, *, cpus: int | None = None, dashboard: bool = False, env: dict[str, str] | None = None) -> Cluster:
+def connect(
+    address: str | None = None, *, cpus: int | None = None, dashboard: bool = True, env: dict[str, str] | None = None
+) -> Cluster:
     """Connect to a Ray cluster, or start one on this machine.
 
     Args:
         address: `local` starts a private one; None joins what RAY_ADDRESS names or what runs on this machine, else starts a
             private one; anything else is a cluster's address.
         cpus: of a private cluster; None: as many as the machine has.
-        dashboard: start the dashboard of a private cluster (Ray Train inside Ray Tune needs its state API).
+        dashboard: start the dashboard of a private cluster on a free port. Ray Train needs its state API to give back what a
+            stopped run held.
         env: environment variables of all workers.
 
     A joined cluster gets this driver's own code by `py_modules`, so that nodes never run a stale copy; their dependencies are

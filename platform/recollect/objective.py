@@ -39,7 +39,7 @@ def weigh(terms: Mapping[str, Tensor], weights: Weights) -> Tensor:
     weighted = [known[name] * term for name, term in terms.items() if known[name] > 0]
     if not weighted:
         raise ValueError("a phase returned no term with a weight above zero; give one, or leave the phase out")
-    total = weighted[0]
+    total: Tensor = weighted[0]
     for term in weighted[1:]:
         total = total + term
     return total

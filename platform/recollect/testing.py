@@ -215,7 +215,7 @@ class TrainableContract:
     def test_guides_that_are_not_understood_are_refused_by_name(self) -> None:
         model = self._translator()
         images = self._pictures(model, 1)
-        everything = {"noise": images, "exemplar": images, "neighbours": images[:, None], "values": {}}
+        everything: dict[str, Any] = {"noise": images, "exemplar": images, "neighbours": images[:, None], "values": {}}
         for name, value in everything.items():
             if name not in self.guides:
                 with pytest.raises(ValueError, match=name):

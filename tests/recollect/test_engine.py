@@ -22,7 +22,11 @@ from recollect.training.engine import NotFinite, Trainer, fit
 from recollect.training.session import domains_of, suit, train
 
 SMALL = {
-    **{"width": 8, "critic_width": 8, "critic_layers": 2, "content_blocks": 2, "generator_blocks": 2},
+    "width": 8,
+    "critic_width": 8,
+    "critic_layers": 2,
+    "content_blocks": 2,
+    "generator_blocks": 2,
     "memory": {"value_dim": 8},
 }
 
@@ -125,7 +129,9 @@ def test_going_further_than_planned_is_resuming_with_more_steps(run: Run, tmp_pa
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_is_not_finite_stops_the_run_before_anything_is_trained_on_it(run: Run, store: Store, tmp_path: Path, precision: str) -> None:
+def test_what_is_not_finite_stops_the_run_before_anything_is_trained_on_it(
+    run: Run, store: Store, tmp_path: Path, precision: str
+) -> None:
     class Poisoned:
         def stream(self, start: int, stop: int) -> object:
             for step in range(start, stop):

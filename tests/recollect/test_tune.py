@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    connect("local", cpus=2, dashboard=True)
+    connect("local", cpus=2)
     yield
     ray.shutdown()
 
@@ -41,7 +41,14 @@ def run(store: Store) -> Run:
     made = preset(
         "mguit:tiny",
         data={"store": store.uri, "size": 32, "domains": ("sunny", "night")},
-        model={"width": 8, "critic_width": 8, "critic_layers": 2, "content_blocks": 2, "generator_blocks": 2, "memory": {"value_dim": 8}},
+        model={
+            "width": 8,
+            "critic_width": 8,
+            "critic_layers": 2,
+            "content_blocks": 2,
+            "generator_blocks": 2,
+            "memory": {"value_dim": 8},
+        },
         engine={"steps": 4, "batch_size": 2, "log_every": 2, "evaluate_every": 2, "threads": 1},
         evaluation={"pictures": 2},
     )
@@ -81,7 +88,9 @@ def test_a_trial_of_two_workers_is_a_ray_train_run(run: Run, tmp_path: Path) -> 
     outcome = search(Search(run, ("weights.con_k",), trials=1, directory=str(tmp_path / "search"), workers=2))
     assert outcome.table["status"].tolist() == ["finished"] and outcome.table["step"].tolist() == [4]
     assert "train" in str(outcome.table["checkpoint"].iloc[0])
-    assert open_bundle(outcome.winner).metrics()[-1]["objective"] == pytest.approx(float(outcome.table["objective"].iloc[0]), rel=1)
+    assert open_bundle(outcome.winner).metrics()[-1]["objective"] == pytest.approx(
+        float(outcome.table["objective"].iloc[0]), rel=1
+    )
 
 
 def test_what_cannot_be_searched_is_refused_with_what_can(run: Run, tmp_path: Path) -> None:

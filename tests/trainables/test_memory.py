@@ -65,7 +65,9 @@ def loop_update(memory: ClassAwareMemory, contents: list[Tensor], styles: list[T
 def loop_read(memory: ClassAwareMemory, content: Tensor, domain: int, classes: Tensor | None) -> Tensor:
     """Eqs. 2 and 4."""
     style = torch.zeros(content.shape[0], memory.values.shape[2], *content.shape[2:], dtype=torch.float64)
-    for c, k, (b, i, j) in pixels(content, classes if classes is not None else torch.zeros(content.shape[0], *content.shape[2:]).long()):
+    for c, k, (b, i, j) in pixels(
+        content, classes if classes is not None else torch.zeros(content.shape[0], *content.shape[2:]).long()
+    ):
         items = [n for n in range(len(memory.keys)) if classes is None or int(memory.item_class[n]) == k]
         scores = torch.stack([torch.exp(cosine(c, memory.keys[n])) for n in items])
         style[b, :, i, j] = sum(s / scores.sum() * memory.values[domain, n] for s, n in zip(scores, items, strict=True))

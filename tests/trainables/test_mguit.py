@@ -153,7 +153,9 @@ def test_a_step_runs_in_bf16() -> None:
     assert trainer.model.memory.keys.dtype == torch.float32  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name, expected", [("paper", {"content": 9.0, "critics": 8.27}), ("released", {"content": 9.0, "critics": 8.27})])
+@pytest.mark.parametrize(
+    "name, expected", [("paper", {"content": 9.0, "critics": 8.27}), ("released", {"content": 9.0, "critics": 8.27})]
+)
 def test_presets_have_the_size_of_the_released_networks(name: str, expected: dict[str, float]) -> None:
     """Millions of parameters: E_c 9.018 in all, D 8.271 a domain."""
     with torch.device("meta"):

@@ -26,7 +26,8 @@ class LayerNorm2d(nn.Module):
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
     """A normalisation layer by name; instance norm has no affine map."""
-    return {"none": nn.Identity, "instance": nn.InstanceNorm2d, "layer": LayerNorm2d}[kind](channels)
+    made: nn.Module = {"none": nn.Identity, "instance": nn.InstanceNorm2d, "layer": LayerNorm2d}[kind](channels)
+    return made
 
 
 def conv(
@@ -46,7 +47,8 @@ class ResBlock(nn.Module):
         self.body = nn.Sequential(conv(channels, channels, norm=norm, act=nn.ReLU()), conv(channels, channels, norm=norm))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        body: Tensor = self.body(x)
+        return x + body
 
 
 class DownBlock(nn.Module):
@@ -62,7 +64,9 @@ class DownBlock(nn.Module):
         self.skip = nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + self.skip(x)
+        body: Tensor = self.body(x)
+        skip: Tensor = self.skip(x)
+        return body + skip
 
 
 class Modulation(nn.Module):
@@ -75,7 +79,8 @@ class Modulation(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         scale, shift = resize_to(self.affine(style), x).chunk(2, dim=1)
-        return self.norm(x) * (1 + scale) + shift
+        normal: Tensor = self.norm(x)
+        return normal * (1 + scale) + shift
 
 
 class ModulatedResBlock(nn.Module):
@@ -88,7 +93,8 @@ class ModulatedResBlock(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         hidden = F.relu(self.norms[0](self.convs[0](x), style))
-        return x + self.norms[1](self.convs[1](hidden), style)
+        body: Tensor = self.norms[1](self.convs[1](hidden), style)
+        return x + body
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,9 +48,7 @@ class ContentCritic(nn.Module):
     def __init__(self, channels: int, domains: int, layers: int = 3, kernel: int = 7) -> None:
         super().__init__()
         body = [
-            layer
-            for _ in range(layers)
-            for layer in (nn.Conv2d(channels, channels, kernel, 2, kernel // 2), nn.LeakyReLU(0.01))
+            layer for _ in range(layers) for layer in (nn.Conv2d(channels, channels, kernel, 2, kernel // 2), nn.LeakyReLU(0.01))
         ]
         self.body = nn.Sequential(*body, nn.Conv2d(channels, domains, 1))
 

@@ -151,7 +151,7 @@ class ClassAwareMemory(nn.Module):
             like = next((item for item in sums if item is not None), self.keys)
             empty = like.new_zeros(len(self.keys), 1 + self.keys.shape[1] + self.values.shape[2])
             joint = reduce(torch.stack([empty if item is None else item for item in sums]))  # (D, N, 1 + C_k + C_v)
-            mass, content, style = joint.split([1, self.keys.shape[1], self.values.shape[2]], dim=-1)
+            mass, content, style = joint.split_with_sizes([1, self.keys.shape[1], self.values.shape[2]], dim=-1)
             mean = mass.clamp_min(torch.finfo(mass.dtype).tiny)
             touched = mass > 0
             keys = self._blend(self.keys, (content / mean).sum(0), touched.any(0))
@@ -164,7 +164,9 @@ class ClassAwareMemory(nn.Module):
             self.keys.copy_(state.keys)
             self.values.copy_(state.values)
             mass = state.mass.sum(0).to(self.usage.dtype)
-            of_class = torch.zeros(len(self.class_names), dtype=mass.dtype, device=mass.device).index_add(0, self.item_class, mass)
+            of_class = torch.zeros(len(self.class_names), dtype=mass.dtype, device=mass.device).index_add(
+                0, self.item_class, mass
+            )
             total = of_class[self.item_class]
             share = mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
             self.usage.copy_(torch.where(total > 0, self.usage.lerp(share, usage_rate), self.usage))

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _write(directory: str, name: str, content: bytes) -> None:
     filesystem.move(f"{root}/.{name}", f"{root}/{name}")
 
 
-def _tuner(plan: Search, trial: Callable[..., Any], directory: str, journal: Path) -> tune.Tuner:
+def _tuner(plan: Search, trial: Any, directory: str, journal: Path) -> tune.Tuner:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     engine = plan.run.engine
     own = {name: inside(spread, value) for name, (spread, value) in plan.fields.items()}
@@ -197,13 +197,14 @@ def _domain(spread: Spread, value: Any) -> Any:
     return tune.loguniform(spread.low, spread.high) if spread.log else tune.uniform(spread.low, spread.high)
 
 
-def _trainable(plan: Search, directory: str) -> Callable[..., Any]:
+def _trainable(plan: Search, directory: str) -> Any:
     fixed = {"run": plan.run.model_dump_json(), "directory": directory}
     if plan.workers == 1:
         each = {"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {})
         return tune.with_resources(tune.with_parameters(_plain_trial, fixed=fixed), each)
     fixed["resources"] = json.dumps([plan.workers, plan.cpus, plan.gpus])
-    return tune.with_resources(tune.with_parameters(_driver_trial, fixed=fixed), {"CPU": 0.01})  # Tune refuses 0
+    # A driver only waits. Tune refuses an empty request, and a sliver of a CPU would keep the last worker from fitting.
+    return tune.with_resources(tune.with_parameters(_driver_trial, fixed=fixed), {"memory": 1_000_000})
 
 
 def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
@@ -301,10 +302,14 @@ def _row(plan: Search, result: Any) -> dict[str, Any]:
     status = "failed" if result.error else "finished" if step >= plan.run.engine.steps else "stopped by ASHA"
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and k not in ("step", OBJECTIVE, "time_this_iter_s")}
     return {
-        **{"trial": metrics.get("trial_id", ""), OBJECTIVE: best, "status": status, "step": step},
+        "trial": metrics.get("trial_id", ""),
+        OBJECTIVE: best,
+        "status": status,
+        "step": step,
         **{f"config/{name}": (metrics.get("config") or result.config or {}).get(name) for name in plan.fields},
         **{name: value for name, value in numbers.items() if not name.startswith("time_")},
-        **{"seconds": float(metrics.get("time_total_s", 0.0)), "checkpoint": checkpoint},
+        "seconds": float(metrics.get("time_total_s", 0.0)),
+        "checkpoint": checkpoint,
     }
 
 

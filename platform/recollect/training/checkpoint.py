@@ -18,7 +18,9 @@ from torch import Tensor
 TENSORS, SCALARS = "training.safetensors", "training.json"
 
 
-def pack(step: int, optimisers: Mapping[str, torch.optim.Optimizer], averaged: int | None, best: float | None) -> dict[str, bytes]:
+def pack(
+    step: int, optimisers: Mapping[str, torch.optim.Optimizer], averaged: int | None, best: float | None
+) -> dict[str, bytes]:
     """The extra files of a checkpoint taken after `step` steps."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {"step": step, "averaged": averaged, "best": best, "optimisers": {}}
@@ -51,9 +53,7 @@ def unpack(path: Path, optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[
         raise ValueError(f"{path} holds optimisers for {sorted(scalars['optimisers'])}, this run has {sorted(optimisers)}")
     tensors = load((path / TENSORS).read_bytes())
     for name, optimiser in optimisers.items():
-        state: dict[int, dict[str, Any]] = {
-            int(index): dict(entries) for index, entries in scalars["optimisers"][name].items()
-        }
+        state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in scalars["optimisers"][name].items()}
         for key, tensor in tensors.items():
             net, index, entry = key.rsplit("/", 2)
             if net == name:

@@ -51,7 +51,9 @@ class Judge(Protocol):
     """What judges a translator during training (`recollect.evaluation.validate.Validator`)."""
 
     metric: str
-    mode: str
+
+    @property
+    def mode(self) -> str: ...
 
     def __call__(self, pipeline: Pipeline) -> dict[str, float]: ...
     def grid(self, pipeline: Pipeline) -> Tensor: ...
@@ -83,7 +85,7 @@ class Trainer:
         self.dtype = torch.float64 if run.engine.precision == "fp64" else torch.float32
         self.model = build(run, domains).to(self.device, self.dtype)
         if run.engine.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.ranks.broadcast(self.model)
         self.optimisers = make_optimisers(self.model, run)
         self.ema: AveragedModel | None = None
@@ -174,7 +176,9 @@ class Trainer:
         """Go on from a checkpoint; returns its history. The step after this is the one that would have come."""
         opened = bundles.open_bundle(path)
         if opened.run.model != self.run.model or opened.domains != self.domains:
-            raise ValueError(f"{path} holds another model or other domains than this run; start a new run, or resume with its own")
+            raise ValueError(
+                f"{path} holds another model or other domains than this run; start a new run, or resume with its own"
+            )
         self.model.load_state_dict(opened.state("model"))
         scalars = checkpoint.unpack(opened.path, self.optimisers)
         if self.ema is not None and scalars["averaged"] is not None:

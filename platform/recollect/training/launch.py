@@ -62,7 +62,9 @@ def train(
     """
     require(resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker, f"run {name!r}")
     if run.engine.batch_size % resources.workers:
-        raise ValueError(f"engine.batch_size={run.engine.batch_size} is the joint batch; {resources.workers} workers must divide it")
+        raise ValueError(
+            f"engine.batch_size={run.engine.batch_size} is the joint batch; {resources.workers} workers must divide it"
+        )
     each = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
     trainer = TorchTrainer(
         _worker,
@@ -76,6 +78,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # else a line for every report of every rank
         ),
     )
     result = _fit(trainer, max_failures)
@@ -103,7 +106,6 @@ def _worker(config: dict[str, Any]) -> str | None:
     Returns what was not finite, if something was: all ranks see that at the same step, and trying again would not help.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for every checkpoint
     run, ranks = Run.model_validate_json(config["run"]), local_ranks()
     work = Path(tempfile.mkdtemp(prefix="recollect-run-"))
     state = work / "state"
@@ -142,5 +144,3 @@ def fetch(result: ray.train.Result, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     result.checkpoint.to_directory(str(directory))
     return directory / ("best" if (directory / "best").exists() else "last")
-
-

@@ -71,9 +71,8 @@ def train(
     """
     ranks = ranks or Ranks()
     last = directory / "last"
-    if resume is True:
-        resume = last if is_checkpoint(last) else False
-    elif resume is False and ranks.rank == 0 and last.exists():
+    start = resume if isinstance(resume, Path) else last if resume and is_checkpoint(last) else None
+    if resume is False and ranks.rank == 0 and last.exists():
         raise ValueError(f"{directory} holds a run already; resume it (--resume), or choose another directory")
     store = Store.open(run.data.store)
     domains = domains_of(run, store)
@@ -83,7 +82,7 @@ def train(
         *(run, feed, domains, directory),
         judge=judge,
         report=report,
-        resume=resume or None,
+        resume=start,
         ranks=ranks,
         parents={"data": store.digest},
     )

@@ -69,7 +69,7 @@ class _AllSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.clone()
         dist.all_reduce(total)
         return total
@@ -88,7 +88,7 @@ def average_gradients(parameters: list[nn.Parameter], extra: Tensor, ranks: Rank
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     bucket = ranks.average(torch.cat([extra.to(grads[0].dtype), *(grad.flatten() for grad in grads)]))
     if ranks.world > 1:
-        pieces: Iterable[Tensor] = bucket[len(extra) :].split([p.numel() for p in parameters])
+        pieces: Iterable[Tensor] = bucket[len(extra) :].split_with_sizes([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
     return bucket

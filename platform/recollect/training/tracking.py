@@ -77,7 +77,7 @@ def _tensorboard(folder: Path, start: int) -> Any:
     except ImportError:  # a machine with torch alone trains without it
         logger.info("tensorboard is not installed: curves are in metrics.jsonl only (pip install 'recollect[train]')")
         return None
-    return SummaryWriter(str(folder), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
 
 def duration(seconds: float) -> str:
