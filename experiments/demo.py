@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from recollect.data.store import Store
     from recollect.search.tune import Outcome
 
-TRIALS, TRIAL_STEPS, STEPS = 4, 90, 900
+TRIALS, TRIAL_STEPS, STEPS = 4, 90, 1400
 OVER = (
     "model.memory.items_per_class.*",
     "model.memory.*_temperature",
@@ -179,12 +179,11 @@ def _train(run: Run, outcome: Outcome, out: Path, arguments: argparse.Namespace,
 
 
 def _evaluate(bundle: Path, store: Store, out: Path) -> pd.DataFrame:
-    from recollect.evaluation.evaluate import append, evaluate, show
+    from recollect.evaluation.evaluate import append, evaluate
 
     print("\n== evaluation on the test split, read once")
     frame = evaluate(str(bundle), store.uri, split="test")
     append(out / "results.parquet", frame)
-    show(frame)
     return frame
 
 

@@ -149,7 +149,8 @@ def test_what_is_not_finite_stops_the_run_before_anything_is_trained_on_it(
 
 
 def test_the_learning_rate_falls_and_critics_have_their_own(run: Run, store: Store) -> None:
-    run = overlay(run, {"engine.steps": 4, "optimisers.default.hold": 0.5, "optimisers.content_critic.lr": 3e-5})
+    rate = {"optimisers.default.lr": 5e-4, "optimisers.default.hold": 0.5, "optimisers.content_critic.lr": 3e-5}
+    run = overlay(run, {"engine.steps": 4, **rate})
     trainer = Trainer(run, domains_of(run, store), device="cpu")
     rates = []
     for step in range(4):

@@ -65,8 +65,8 @@ def test_every_net_of_a_phase_has_its_own(model: MGUIT, run: Run) -> None:
         own = {id(parameter) for parameter in model.get_submodule(name).parameters()}
         assert {id(parameter) for group in optimiser.param_groups for parameter in group["params"]} == own
     assert {name: optimiser.param_groups[0]["lr"] for name, optimiser in optimisers.items()} == {
-        **dict.fromkeys(NETS, 5e-4),
-        "content_critic": 2e-4,
+        **dict.fromkeys(NETS, run.optimisers["default"].lr),
+        "content_critic": run.optimisers["content_critic"].lr,
     }
     assert optimisers["style_encoder"].param_groups[0]["betas"] == (0.5, 0.999)
 

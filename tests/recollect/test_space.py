@@ -25,7 +25,7 @@ def test_ranges_stand_beside_the_defaults(tiny: Run) -> None:
     assert found["model.memory.update_rate"] == (Range(0.02, 0.5, log=True), 0.1)  # inside `... | None`
     assert found["model.memory.value_dim"] == (Choice((16, 32, 64), shape=True), 32)
     assert found["weights.con_k"] == (Range(0.1, 2, log=True), 0.3)
-    assert found["optimisers.content_critic.lr"] == (Range(5e-5, 1e-3, log=True), 2e-4)
+    assert found["optimisers.content_critic.lr"] == (Range(5e-5, 1e-3, log=True), tiny.optimisers["content_critic"].lr)
     assert not {"engine.steps", "seed", "name", "model.memory.assignment", "weights.critic_domain"} & found.keys()
 
 

@@ -60,6 +60,7 @@ class ContentCritic(nn.Module):
 def undecided(logits: Tensor) -> Tensor:
     """Cross-entropy of a domain critic's logits (B, D) against the even distribution: what content encoders strive for.
 
+    >>> import torch
     >>> round(undecided(torch.zeros(2, 2)).item(), 4)  # log 2: nothing better is possible
     0.6931
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -166,7 +167,7 @@ def _column_order(seen: list[str]) -> Callable[[str], tuple[int, int]]:
 
 def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     """Print the rows: what decides, with 95 % intervals; then the errors of the regions; then the memory."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 120)  # a log has no 80 columns to keep to
     wide = table(frame)
     bounds = {side: _bounds(frame, side, wide) for side in ("low", "high")}
     first = frame.iloc[0]
