@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--keep", action="store_true", help="leave the endpoint up until Ctrl-C")
     arguments = made.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return demo(arguments)
     except ValueError as error:
@@ -100,7 +101,7 @@ def demo(arguments: argparse.Namespace) -> int:
     shutil.copytree(bundle, out / "winner")
     frame = _evaluate(out / "winner", store, out)
     clock.stage("evaluation")
-    report = _report(out, store, frame, outcome)
+    report = _report(out, store, frame, outcome, judge.about)
     clock.stage("report")
     _serve(out / "winner", store, run, out, arguments)
     clock.stage("endpoint")
@@ -187,7 +188,7 @@ def _evaluate(bundle: Path, store: Store, out: Path) -> pd.DataFrame:
     return frame
 
 
-def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome) -> Path:
+def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome, objective: str) -> Path:
     from recollect.bundle import open_bundle
     from recollect.evaluation.grids import save_png
     from recollect.evaluation.report import write_report
@@ -209,7 +210,7 @@ def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome) -> P
             "Input, translation, three random styles" + (", a true render" if store.manifest.truth else "") + ", memory": grid
         },
         search=outcome.table,
-        facts={"bundle": opened.digest[:16], "data": store.digest[:16], "objective": judge.about},
+        facts={"bundle": opened.digest[:16], "data": store.digest[:16], "objective": objective},
     )
     return out / "report.html"
 

@@ -72,6 +72,8 @@ def _running() -> bool:
 
 def _start(cpus: int | None, dashboard: bool, variables: dict[str, str]) -> Cluster:
     options: dict[str, Any] = {"include_dashboard": dashboard}
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away; it saves a process
+    variables.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"])
     if dashboard:
         port = free_port()
         options["dashboard_port"] = port

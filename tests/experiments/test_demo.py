@@ -33,10 +33,10 @@ def write_folders(folder: Path, count: int = 14) -> None:
 
 def test_the_line_runs_on_folders_through_to_the_served_picture(tmp_path: Path) -> None:
     write_folders(tmp_path / "photos")
-    out = tmp_path / "demo"
-    arguments = ["--data", str(tmp_path / "photos"), "--out", str(out), "--trials", "2", "--trial-steps", "3", "--steps", "6"]
+    out = tmp_path / "demo"  # the demo gets it as a relative path, as users do
+    arguments = ["--data", "photos", "--out", "demo", "--trials", "2", "--trial-steps", "3", "--steps", "6"]
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.demo", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=290,
+        [sys.executable, "-m", "experiments.demo", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=290,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

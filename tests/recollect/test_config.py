@@ -73,7 +73,12 @@ def test_three_ways_to_say_the_same(tiny: Run, changes: Any) -> None:
     changed = overlay(tiny, changes)
     assert (changed.engine.steps, changed.name, changed.data.domains) == (7, "other", ("night", "rainy"))
     assert get(changed, "model.memory.items_per_class") == {"background": 10, "car": 2, "person": 3, "sign": 2}
-    undo = {"engine.steps": tiny.engine.steps, "model.memory.items_per_class.car": 5, "data.domains": ("sunny", "night"), "name": "run"}
+    undo = {
+        "engine.steps": tiny.engine.steps,
+        "model.memory.items_per_class.car": 5,
+        "data.domains": ("sunny", "night"),
+        "name": "run",
+    }
     assert overlay(changed, undo) == tiny  # nothing else had changed
 
 

@@ -272,14 +272,14 @@ class _Loop:
 
     def pause(self, evaluate: bool) -> None:
         """Evaluate where asked, save a checkpoint, report. Every rank comes here at the same steps."""
-        metrics: dict[str, float] = {}
+        began, metrics = time.monotonic(), dict[str, float]()
         if self.tracker is not None:
             metrics = self._evaluate() if evaluate else {}
             self.trainer.save(self.directory / "last", self.tracker.history, self.parents)
         self.trainer.ranks.barrier()
         if self.report is not None:
             self.report({"step": float(self.trainer.step), **metrics}, self.directory / "last" if self.main else None)
-        self.since = time.monotonic()  # evaluation is not training time
+        self.since += time.monotonic() - began  # evaluation is not training time
 
     def evaluated(self) -> bool:
         """Whether the history ends with an evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Ru
     classes = store.domains.only(tuple(names)).classes
     if len(classes) == 1:
         say("the store has no boxes: the memory has the background class alone")
-    changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": store.uri}})
+    uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)  # workers stand in other folders
+    changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": uri}})
     changed["model"] = run.model.suited_to(classes).model_dump()
     return Run.model_validate(changed)
 
