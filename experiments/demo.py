@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,41 @@ class Clock:
         self.since = now
 
 
+class Memory(threading.Thread):
+    """Samples the memory of this process and all it started (proportional set size, so that shared pages count once)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+
+    def run(self) -> None:
+        """Sample until the process ends."""
+        while True:
+            self.peak = max(self.peak, sum(map(_proportional, _family())))
+            time.sleep(2)
+
+
+def _family() -> list[int]:
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:  # it has just ended
+            continue
+    family = {os.getpid()}
+    while grown := {child for child, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sorted(family)
+
+
+def _proportional(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; exits 0 only when every stage worked and the checks hold."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,13 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """All stages in order."""
-    import ray
-
-    from recollect.cluster import connect
+    from recollect.cluster import connect, disconnect
     from recollect.data.store import Store
     from recollect.evaluation.validate import Validator
 
-    clock = Clock()
+    clock, memory = Clock(), Memory()
+    memory.start()
     out: Path = arguments.out or Path("runs") / (f"demo-{arguments.data.name}" if arguments.data else "demo")
     shutil.rmtree(out / "search", ignore_errors=True)
     for name in ("winner", "report.html", "results.parquet", "winner-run"):
@@ -97,7 +132,7 @@ def demo(arguments: argparse.Namespace) -> int:
         bundle = _train(run, outcome, out, arguments, cluster.gpus)
         clock.stage(f"training ({arguments.workers} workers)")
     finally:
-        ray.shutdown()
+        disconnect()
     shutil.copytree(bundle, out / "winner")
     frame = _evaluate(out / "winner", store, out)
     clock.stage("evaluation")
@@ -105,7 +140,7 @@ def demo(arguments: argparse.Namespace) -> int:
     clock.stage("report")
     _serve(out / "winner", store, run, out, arguments)
     clock.stage("endpoint")
-    return _summary(out, report, frame, clock, store.manifest.truth, run)
+    return _summary(out, report, frame, clock, memory, store.manifest.truth, run)
 
 
 def _store(folder: Path | None, out: Path) -> str:
@@ -251,7 +286,7 @@ def _until_interrupted() -> None:
         print("stopped")
 
 
-def _summary(out: Path, report: Path, frame: pd.DataFrame, clock: Clock, truth: bool, run: Run) -> int:
+def _summary(out: Path, report: Path, frame: pd.DataFrame, clock: Clock, memory: Memory, truth: bool, run: Run) -> int:
     from recollect.evaluation.evaluate import show
 
     print("\n== result")
@@ -260,8 +295,7 @@ def _summary(out: Path, report: Path, frame: pd.DataFrame, clock: Clock, truth: 
     for name, seconds in clock.stages:
         print(f"   {name:28} {seconds:6.1f} s")
     print(f"   {'in all':28} {sum(seconds for _, seconds in clock.stages):6.1f} s")
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
-    print(f"   largest process {peak:.1f} GiB")
+    print(f"   peak memory of all processes {memory.peak / 2**30:.1f} GiB")
     for label, path in {
         "report": report,
         "grid": out / "grid.png",

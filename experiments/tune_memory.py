@@ -62,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("RECOLLECT_STORAGE", "runs/tune_memory"),
         help="a path or URI that all nodes reach (default: %(default)s)",
     )
+    made.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has GPUs now, else 0")
+    made.add_argument(
+        "--concurrent", type=int, default=0, help="trials at a time; above what the cluster holds it grows (default: fitting)"
+    )
     made.add_argument("--small", action="store_true", help="few small trials, to see that everything works")
     made.add_argument("--resume", action="store_true", help="go on with the search in --storage")
     made.add_argument("--address", default=None, help="`local` for a private Ray; default: join the cluster here, else start one")
@@ -96,7 +100,9 @@ def search(arguments: argparse.Namespace) -> None:
     judge = Validator(store, run)
     print(f"objective: {judge.about}")
     cluster = connect(arguments.address)
-    gpus = 1.0 if cluster.gpus >= arguments.workers_per_trial else 0.0
+    gpus = (
+        arguments.gpus_per_worker if arguments.gpus_per_worker is not None else float(cluster.gpus >= arguments.workers_per_trial)
+    )
     outcome = run_search(
         Search(
             run,
@@ -106,6 +112,7 @@ def search(arguments: argparse.Namespace) -> None:
             mode=judge.mode,
             workers=arguments.workers_per_trial,
             gpus=gpus,
+            concurrent=arguments.concurrent,
             seed=arguments.seed,
         ),
         resume=arguments.resume,

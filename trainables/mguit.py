@@ -90,6 +90,7 @@ class MGUITWeights(Weights):
     cyc_rec: Annotated[float, Range(3, 50, log=True)] = 10.0
     adv_content: Annotated[float, Range(0.1, 3, log=True)] = 1.0
     adv_domain: Annotated[float, Range(0.3, 3, log=True)] = 1.0
+    # kl keeps the raw style's norm bounded, no more: styles are L2-normalised wherever they are used.
     kl: Annotated[float, Range(1e-3, 0.1, log=True)] = 0.01
     latent: Annotated[float, Range(0.3, 10, log=True)] = 10.0
     con_k: Annotated[float, Range(0.1, 2, log=True)] = 1.0
@@ -243,13 +244,16 @@ class MGUIT(Translator):
             "optimisers": {"default": {"lr": 1e-3, "hold": 0.5}, "content_critic": {"lr": 4e-4, "hold": 0.5}},
             "engine": {"steps": 1000, "batch_size": 2, "ema": 0.99},
         },
-        "paper": {
+        "paper": {  # as printed; its literal memory collapses, which `model.memory.assignment=hard` and the like undo
             "data": {"size": 360, "short_side": 360},
-            "model": {"init_std": 0.001},
+            "model": {
+                "init_std": 0.001,
+                "memory": {"assignment": "soft", "read_temperature": 1.0, "update_temperature": 1.0, "update_rate": None},
+            },
             "optimisers": {"default": {"lr": 1e-4, "betas": (0.9, 0.999), "hold": 0.5}},
             "engine": {"steps": 500_000, "batch_size": 1},
         },
-        "released": {
+        "released": {  # the released code's settings where ours has them; its box, eq. 8 and dead-item defects are not repeated
             "data": {"size": 360, "short_side": 360},
             "model": {
                 "style_norm": "instance",
@@ -329,6 +333,7 @@ class MGUIT(Translator):
             if step.wants("latent", "adv_domain"):
                 values = self._random_values(step, batch.slots, y, like=fake)
                 style, weights = self.memory.read(content, y, classes[x], state, values)
+                style = self._passed(style)
                 random = self.generator(noisy, style.to(content.dtype), y)
                 fakes[y].append(random)
                 if step.wants("latent"):
@@ -417,10 +422,11 @@ class MGUIT(Translator):
 
     def _draw(self, content: Tensor, target: int, classes: Tensor, state: MemoryState) -> Tensor:
         style, _ = self.memory.read(content, target, classes, state)
-        if self.config.memory.detach == "released":
-            style = style.detach()
-        picture: Tensor = self.generator(content, style.to(content.dtype), target)
+        picture: Tensor = self.generator(content, self._passed(style).to(content.dtype), target)
         return picture
+
+    def _passed(self, style: Tensor) -> Tensor:
+        return style.detach() if self.config.memory.detach == "released" else style
 
     def _with_noise(self, content: Tensor, step: Step, domain: int) -> Tensor:
         if not self.config.content_noise:

@@ -19,6 +19,7 @@ Nothing in it is a pickle. Opening one builds only methods that the catalogue li
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import json
@@ -264,6 +265,7 @@ def localise(uri: str | os.PathLike[str]) -> Path:
     if isinstance(filesystem, fs.LocalFileSystem):
         return Path(root)
     cache = Path(tempfile.mkdtemp(prefix="recollect-bundle-"))
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
     fs.copy_files(root, str(cache), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
     return cache
 

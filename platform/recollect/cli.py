@@ -6,6 +6,7 @@ Methods, recipes and the endpoint are reached by name, as uvicorn reaches applic
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,31 +94,58 @@ def data_show(store: Annotated[str, typer.Argument(help="A store.")]) -> None:
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="method:preset (mguit:tiny) or module:recipe (experiments.streets:sunny_night).")],
+    what: Annotated[
+        str,
+        typer.Argument(help="method:preset (mguit:tiny) or module:recipe (experiments.streets:sunny_night); not with --resume."),
+    ] = "",
     changes: Changes = None,
     out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/run"),
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.")] = 0,
     address: Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")] = "local",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its own configuration.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a translator.
 
     recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
-    recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2
+    recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2\n
+    recollect train --resume engine.steps=4000 --out runs/first
     """
-    from recollect.config import find_run, overlay
+    from recollect.config import overlay
 
-    changes = changes or []
-    run = overlay(find_run(what), [change for change in changes if change.startswith(("data.", "model.name="))])
-    if run.data.store or not dry_run:
-        run = _suited(run)
-    run = overlay(run, changes)  # after the store: it says which classes there are
+    changes = list(changes or [])
+    if "=" in what:  # the first word is a change already
+        what, changes = "", [what, *changes]
+    run = overlay(_begun(out, what), changes) if resume else _fresh(what, changes, dry_run)
     if dry_run:
         print(run.model_dump_json(indent=2))
         return
     bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
     print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect serve {bundle}")
+
+
+def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
+    """The run that a method or recipe and the changes make, suited to its store."""
+    from recollect.config import find_run, overlay
+
+    if not what:
+        raise ValueError("train what? a method:preset such as mguit:tiny, or a recipe such as experiments.streets:sunny_night")
+    run = overlay(find_run(what), [change for change in changes if change.startswith(("data.", "model.name="))])
+    if run.data.store or not dry_run:
+        run = _suited(run)
+    return overlay(run, changes)  # after the store: it says which classes there are
+
+
+def _begun(out: Path, what: str) -> Run:
+    """The run in `out`, as it was begun."""
+    from recollect.config import Run
+
+    if what:
+        raise ValueError(f"--resume goes on with the run in {out}, with its own configuration; leave {what!r} out")
+    found = [path for path in (out / "last" / "config.json", out / "run.json") if path.exists()]
+    if not found:
+        raise ValueError(f"{out} holds no run to go on with; leave --resume out to begin one")
+    return Run.model_validate_json(found[0].read_text())
 
 
 def _suited(run: Run) -> Run:
@@ -136,15 +164,24 @@ def _train_here(run: Run, out: Path, resume: bool) -> Path:
 
 
 def _train_on_ray(run: Run, out: Path, workers: int, address: str | None, resume: bool) -> Path:
-    from recollect.cluster import connect
+    """Ray keeps its checkpoints in `out/ray` until the run is whole; then they are `out/last` and `out/best`, as without Ray."""
+    from recollect.cluster import connect, disconnect
     from recollect.training import launch
 
-    storage = out.absolute().parent
-    if (out / "last").exists() and not resume:
+    out, last = out.absolute(), (out / "last").absolute()
+    storage = out / "ray"
+    if (last.exists() or storage.exists()) and not resume:
         raise ValueError(f"{out} holds a run already; resume it (--resume), or choose another --out")
-    cluster = connect(address)
-    result = launch.train(run, str(storage / ".ray"), out.name, launch.Resources.fitting(workers, cluster.gpus))
-    return launch.fetch(result, out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "run.json").write_text(run.model_dump_json(indent=2) + "\n")
+    try:
+        fitting = launch.Resources.fitting(workers, connect(address).gpus)
+        result = launch.train(run, str(storage), "run", fitting, start=str(last) if last.exists() else None)
+        bundle = launch.fetch(result, out)
+    finally:
+        disconnect()
+    shutil.rmtree(storage)
+    return bundle
 
 
 @app.command()
@@ -229,6 +266,10 @@ def translate(
     guide = Guide(exemplar=to_unit(decode(exemplar.read_bytes()))[None]) if exemplar else Guide()
     if exemplar and samples:
         raise ValueError("--exemplar gives the style already; leave --samples out")
+    stems = [path.stem for path in pictures]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(f"two pictures are called {twice[0]!r}, and their translations would be too; translate them one by one")
     out.mkdir(parents=True, exist_ok=True)
     for path in pictures:
         image = to_unit(decode(path.read_bytes()))[None]
@@ -258,7 +299,7 @@ def serve(
 
 @app.command()
 def show(what: Annotated[str, typer.Argument(help="A bundle, a run's directory, a store, or `methods`.")]) -> None:
-    """What a thing is: a bundle's card, a run's newest numbers, a store's counts, the catalogue.
+    """What a thing is: the card of a bundle or of a run's best, a store's counts, the catalogue.
 
     recollect show runs/first/best
     """

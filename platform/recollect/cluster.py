@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+if (Path.home() / ".ray" / "auth_token").exists():
+    # A driver that joins a cluster does not look for its token unless it is told to, and Ray reads this only once, at import.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 
 logger = logging.getLogger("recollect")
 
+_folders: list[str] = []  # of the private clusters this process started
 PACKAGES = ("recollect", "trainables", "serve", "experiments")
 
 
@@ -81,6 +89,8 @@ def _start(cpus: int | None, dashboard: bool, variables: dict[str, str]) -> Clus
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that tokens are on, as they should be
     # Ray's sockets live below this folder, and their paths may not pass 107 bytes.
     folder = tempfile.mkdtemp(prefix="recollect-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    _folders.append(folder)
+    atexit.register(disconnect)
     context = ray.init(
         address="local",
         num_cpus=cpus,
@@ -98,6 +108,13 @@ def _start(cpus: int | None, dashboard: bool, variables: dict[str, str]) -> Clus
 def _described(address: str, local: bool) -> Cluster:
     have = ray.cluster_resources()
     return Cluster(address, local, have.get("CPU", 0.0), have.get("GPU", 0.0))
+
+
+def disconnect() -> None:
+    """Leave the cluster; a private one ends, and its folder goes. May be called twice."""
+    ray.shutdown()
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
 
 
 def require(cpus: float, gpus: float, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from recollect.batch import Domains, Guide, Translation
 from recollect.bundle import Bundle, open_bundle
 from recollect.trainable import Translator
-
-Search = Callable[[Tensor, int], Tensor]
 
 
 class Pipeline:

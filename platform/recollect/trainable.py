@@ -65,7 +65,6 @@ class Step:
     draws: Draws
     active: frozenset[str]  # names of the terms with a weight above zero
     reduce: Reduce = alone  # differentiable sum over ranks
-    neighbours: Tensor | None = None  # what the index found for `queries(step)`
     cache: dict[str, Any] = field(default_factory=dict)  # features computed once, shared by the step's phases
 
     def wants(self, *names: str) -> bool:
@@ -108,10 +107,6 @@ class Trainable(nn.Module):
     def phases(self) -> Iterable[Phase]:
         """The updates of one step, in order."""
         raise NotImplementedError
-
-    def queries(self, step: Step) -> Tensor | None:
-        """Vectors (B, C) to look up before the phases run; None for methods without retrieval."""
-        return None
 
     def after_step(self, step: Step) -> None:
         """Commit what gradients do not write: a memory, an image pool."""

@@ -158,8 +158,30 @@ def test_a_second_run_in_the_same_place_must_resume(world: Path, call: Call, tmp
     words = ["train", "mguit:tiny", f"data.store={world / 'store'}", *TINY, "--out", run]
     code, _, error = call(*words)
     assert code == 2 and "holds a run already; resume it (--resume)" in error
-    code, out, _ = call(*words, "engine.steps=3", "--resume")
+    code, _, error = call("train", "mguit:tiny", "--resume", "--out", run)
+    assert code == 2 and "leave 'mguit:tiny' out" in error
+    for change in ("seed=7", "engine.batch_size=2", "data.flip=false", "model.memory.read_temperature=0.5"):
+        code, _, error = call("train", "--resume", change, "--out", run)
+        assert code == 2 and "was trained with another" in error
+    code, out, _ = call("train", "--resume", "engine.steps=3", "--out", run)
     assert code == 0 and bundle.open_bundle(run / "last").metrics()[-1]["step"] == 3
+    assert bundle.open_bundle(run / "last").run.model == bundle.open_bundle(world / "run" / "last").run.model
+    code, _, error = call("train", "--resume", "--out", tmp_path / "none")
+    assert code == 2 and "holds no run to go on with" in error
+
+
+def test_training_on_workers_leaves_and_resumes_the_same_files(world: Path, call: Call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, error = call(
+        "train", "mguit:tiny", f"data.store={world / 'store'}", *TINY, "engine.batch_size=2", "--workers", 2, "--out", run
+    )
+    assert code == 0 and f"bundle: {run / 'best'}" in out, error
+    assert bundle.open_bundle(run / "last").metrics()[-1]["step"] == 2 and not (run / "ray").exists()
+    code, _, error = call("train", "mguit:tiny", f"data.store={world / 'store'}", *TINY, "--workers", 2, "--out", run)
+    assert code == 2 and "--resume" in error
+    code, _, error = call("train", "--resume", "engine.steps=3", "--workers", 2, "--out", run)
+    steps = [row["step"] for row in bundle.open_bundle(run / "last").metrics() if "loss/self_rec" in row]
+    assert code == 0 and steps == [2, 3], error
 
 
 def test_a_dry_run_prints_the_run_and_nothing_else(world: Path, call: Call) -> None:

@@ -121,6 +121,7 @@ def test_going_further_than_planned_is_resuming_with_more_steps(run: Run, tmp_pa
     train(overlay(constant, {"engine.steps": 2}), tmp_path / "half")
     train(overlay(constant, {"engine.steps": 4}), tmp_path / "rest", resume=tmp_path / "half" / "last")
     assert digests(tmp_path / "whole" / "last")["model.safetensors"] == digests(tmp_path / "rest" / "last")["model.safetensors"]
+    assert (tmp_path / "rest" / "best").exists(), "the best so far comes along, or is found anew"
     other = overlay(constant, {"model.width": 12})
     with pytest.raises(ValueError, match="another model"):
         train(other, tmp_path / "other", resume=tmp_path / "half" / "last")

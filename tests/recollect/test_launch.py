@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from recollect.bundle import open_bundle
-from recollect.cluster import connect
+from recollect.cluster import connect, disconnect
 from recollect.config import Optimiser, Run, overlay, preset
 from recollect.data.store import Store
 from recollect.data.worlds import build_streets
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def cluster() -> Iterator[None]:
     connect("local", cpus=2)
     yield
-    ray.shutdown()
+    disconnect()
 
 
 @pytest.fixture

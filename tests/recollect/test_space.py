@@ -57,8 +57,11 @@ def test_globs_choose(tiny: Run) -> None:
     assert set(choose(tiny, ["model.memory.*_temperature"])) == {
         f"model.memory.{name}_temperature" for name in ("read", "update", "contrast")
     }
+    assert "weights.content_rec" not in choose(tiny, ["weights.*"]), "a glob leaves out what is switched off"
+    assert set(choose(tiny, ["weights.content_rec"])) == {"weights.content_rec"}
     assert set(choose(tiny, ["weights.con_?", "seed*", "weights.kl"][::2])) == {"weights.con_k", "weights.con_v", "weights.kl"}
-    assert choose(tiny, ["*"]) == searchable(tiny)
+    everything = searchable(tiny)
+    assert choose(tiny, ["*"]) == {name: found for name, found in everything.items() if found[1] != 0}
     assert choose(tiny, []) == {}
 
 

@@ -59,7 +59,8 @@ def memory_contrast(
         losses = F.cross_entropy(scores / temperature, positives.flatten(), reduction="none")  # (P,)
         if classes is None:
             return losses.mean()
-        member = F.one_hot(classes.flatten()).to(losses.dtype) if item_class is None else _membership(classes, item_class, losses)
+        assert item_class is not None, "classes of pixels need the classes of items"
+        member = F.one_hot(classes.flatten(), int(item_class[-1]) + 1).to(losses.dtype)  # (P, K)
         counts = reduce(torch.cat([member.sum(0), torch.ones_like(member[0, :1])])).detach()  # pixels of each class, ranks
         counts, ranks = counts[:-1], counts[-1]
         present = (counts > 0).sum()
@@ -71,7 +72,3 @@ def nearest_items(scores: Tensor, classes: Tensor | None, item_class: Tensor | N
     if classes is not None and item_class is not None:
         scores = scores.masked_fill(classes.flatten()[:, None] != item_class, -torch.inf)
     return scores.argmax(-1)
-
-
-def _membership(classes: Tensor, item_class: Tensor, like: Tensor) -> Tensor:
-    return F.one_hot(classes.flatten(), int(item_class[-1]) + 1).to(like.dtype)  # (P, K)

@@ -61,13 +61,18 @@ def evaluate(
     judgement = judge(translate_all(pipeline, cases), cases)
     judgement.values.update(examine_memory(pipeline, cases))
     common = {"source": cases.source, "target": cases.target, "split": split, "pictures": len(cases), "data": store.digest}
-    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{run.engine.steps} steps"}
+    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{_steps(opened)} steps"}
     found = _rows({**method, "bundle": opened.digest, **common}, judgement, cases)
     tell("fitting and judging baselines")
     for row in baselines.rows(cases, fitting):
         facts = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
         found += _rows(facts, row.judgement, cases)
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _steps(bundle: Bundle) -> int:
+    """The step that the bundle's weights are from: the best ones may be older than the run."""
+    return int(max((row["step"] for row in bundle.metrics()), default=0))
 
 
 def _cases(

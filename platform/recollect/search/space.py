@@ -61,7 +61,9 @@ def choose(run: Run, patterns: Iterable[str]) -> dict[str, tuple[Spread, Any]]:
     known = searchable(run)
     chosen: dict[str, tuple[Spread, Any]] = {}
     for pattern in patterns:
-        matching = {name: spread for name, spread in known.items() if fnmatch(name, pattern)}
+        matching = {name: found for name, found in known.items() if fnmatch(name, pattern)}
+        if pattern not in matching:  # a glob leaves out what is switched off; its own name switches it on
+            matching = {name: found for name, found in matching.items() if found[1] != 0} or matching
         if not matching:
             raise ValueError(f"{pattern!r} names no searchable field{did_you_mean(pattern, known)}")
         chosen |= matching

@@ -3,7 +3,7 @@
 A trial that fits one device is a plain Tune function around the engine; with more workers a trial drives a Ray Train run. A
 search's directory:
 
-    study.journal     Optuna's journal (optuna-dashboard opens it)
+    search.json       what is searched;  study.journal  Optuna's journal (optuna-dashboard opens it)
     tune/             Ray Tune's own state and the trials
     trials.parquet    one row a trial: settings, objective, metrics, status
     winner/           the best trial's bundle;  winner-checkpoint/  the same trial's state, to train it further
@@ -11,6 +11,7 @@ search's directory:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -112,6 +113,7 @@ def search(plan: Search, resume: bool = False) -> Outcome:
     known = tune.Tuner.can_restore(experiment)
     if known and not resume:
         raise ValueError(f"{directory} holds a search already; go on with it (--resume), or choose another --storage")
+    _same_plan(plan, directory, known)
     journal = _journal(directory)
     trial = _trainable(plan, directory)
     if known:
@@ -123,9 +125,25 @@ def search(plan: Search, resume: bool = False) -> Outcome:
     return _conclude(plan, grid, directory)
 
 
+def _same_plan(plan: Search, directory: str, known: bool) -> None:
+    """Write what is searched beside the search; a search that goes on must be the one that was begun."""
+    mine = {"trials": plan.trials, "over": sorted(plan.fields), "mode": plan.mode, "run": plan.run.model_dump(mode="json")}
+    filesystem, root = bundles.filesystem_of(directory)
+    if not known:
+        _write(directory, "search.json", json.dumps(mine, indent=2).encode())
+        return
+    with filesystem.open_input_stream(f"{root}/search.json") as stream:
+        begun = json.loads(stream.read())
+    changed = [name for name in mine if begun.get(name) != mine[name]]
+    if changed:
+        now = "; ".join(f"{name} was {begun[name]}" if name != "run" else "the run was another" for name in changed)
+        raise ValueError(f"{directory} holds a search with other settings ({now}); go on with those, or choose another --storage")
+
+
 def _journal(directory: str) -> Path:
     """Where Optuna appends: beside the search, or on this machine where the search's storage is remote."""
-    folder = Path.home() / ".cache" / "recollect" / Path(directory).name if "://" in directory else Path(directory)
+    own = hashlib.sha256(directory.encode()).hexdigest()[:12]  # two buckets may hold searches of one name
+    folder = Path.home() / ".cache" / "recollect" / own if "://" in directory else Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "study.journal"
 
@@ -218,7 +236,8 @@ def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
             newest.to_directory(str(state))
 
         def report(metrics: dict[str, float], _: Path | None) -> None:
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
+            if OBJECTIVE in metrics:  # Tune takes no report without what it steers by: no checkpoint between evaluations
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
 
         train_here(run, state, resume=True, report=report)
     finally:
@@ -233,8 +252,16 @@ def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
         storage=f"{fixed['directory']}/train",
         name=str(tune.get_context().get_trial_id()),  # stable: the same trial, restarted, goes on
         resources=launch.Resources(workers, cpus, gpus),
-        callbacks=[TuneReportCallback()],
+        callbacks=[_Judged()],
     )
+
+
+class _Judged(TuneReportCallback):
+    """Passes a Train run's reports on to Tune, those with an objective."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if OBJECTIVE in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 def _run_of(config: dict[str, Any], fixed: dict[str, str]) -> Run:

@@ -60,16 +60,3 @@ def unpack(path: Path, optimisers: Mapping[str, torch.optim.Optimizer]) -> dict[
                 state.setdefault(int(index), {})[entry] = tensor
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return scalars
-
-
-def strip(source: Path, target: Path) -> None:
-    """Copy a checkpoint as a bundle for inference: everything but the training state."""
-    from recollect.bundle import open_bundle, write
-
-    bundle = open_bundle(source)
-    ema = bundle.state("ema") if (source / "ema.safetensors").exists() else None
-    card = (source / "README.md").read_text()
-    write(
-        target, bundle.run, bundle.domains, bundle.state("model"),
-        ema=ema, metrics=bundle.metrics(), parents=bundle.manifest["parents"], card=card,
-    )  # fmt: skip

@@ -1,6 +1,6 @@
 """The one training loop, without Ray. Ray Train calls it in every worker; tests and a lone GPU call it in process.
 
-A step, in order: look up neighbours; for each phase compute its parts' terms, weigh them, take each part's gradient for its
+A step, in order: for each phase compute its parts' terms, weigh them, take each part's gradient for its
 nets only, average gradients over ranks in one bucket, look whether everything is finite, clip, step the optimisers; then let
 the method commit its own state, and update the averaged weights.
 
@@ -59,7 +59,7 @@ class Judge(Protocol):
     def grid(self, pipeline: Pipeline) -> Tensor: ...
 
 
-class NotFinite(RuntimeError):
+class NotFinite(ValueError):
     """A loss or gradient that is not finite; says the step, the phase and terms, and where the state was saved."""
 
 
@@ -92,7 +92,10 @@ class Trainer:
         if run.engine.ema:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
         self.active = active(run.weights)
-        self.phases = tuple(phase for phase in self.model.phases())
+        self.phases = tuple(self.model.phases())
+        for phase in self.phases:
+            nets = [net for part in phase.parts for net in part.nets]
+            assert len(nets) == len(set(nets)), f"a net stands in two parts of phase {phase.name}"
         self.step, self.best = 0, None
 
     best: float | None
@@ -172,12 +175,24 @@ class Trainer:
             extra=checkpoint.pack(self.step, self.optimisers, averaged, self.best) if training else None,
         )
 
-    def resume(self, path: Path) -> list[dict[str, Any]]:
-        """Go on from a checkpoint; returns its history. The step after this is the one that would have come."""
+    def resume(self, path: Path, parents: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Go on from a checkpoint; returns its history. The step after this is the one that would have come.
+
+        Raises ValueError where model, seed, batch size or data (by settings, or by digest in `parents`) are not what they were.
+        """
         opened = bundles.open_bundle(path)
-        if opened.run.model != self.run.model or opened.domains != self.domains:
+        own, now, elsewhere = opened.run, self.run, {"store": ""}  # a store may have moved; its digest tells
+        same = {
+            "model": own.model == now.model and opened.domains == self.domains,
+            "seed": own.seed == now.seed,
+            "engine.batch_size": own.engine.batch_size == now.engine.batch_size,
+            "data": own.data.model_copy(update=elsewhere) == now.data.model_copy(update=elsewhere)
+            and opened.manifest["parents"].get("data") == parents.get("data"),
+        }
+        other = [name for name, equal in same.items() if not equal]
+        if other:
             raise ValueError(
-                f"{path} holds another model or other domains than this run; start a new run, or resume with its own"
+                f"{path} was trained with another {', another '.join(other)}; resume it as it was, or start a new run"
             )
         self.model.load_state_dict(opened.state("model"))
         scalars = checkpoint.unpack(opened.path, self.optimisers)
@@ -217,7 +232,9 @@ def fit(
     if run.engine.threads:
         torch.set_num_threads(run.engine.threads)
     trainer = Trainer(run, domains, ranks)
-    history = trainer.resume(resume) if resume is not None else []
+    history = trainer.resume(resume, parents or {}) if resume is not None else []
+    if resume is not None and trainer.ranks.rank == 0 and not (directory / "best").exists():
+        trainer.best = _bring_best(resume.parent / "best", directory / "best", trainer.best)
     loop = _Loop(trainer, directory, judge, report, dict(parents or {}), history)
     if trainer.step >= run.engine.steps:
         logger.info("nothing to do: the checkpoint stands at step %d of %d", trainer.step, run.engine.steps)
@@ -228,6 +245,15 @@ def fit(
             loop.advance(group)
     loop.close()
     return directory / ("best" if (directory / "best").exists() else "last")
+
+
+def _bring_best(old: Path, new: Path, value: float | None) -> float | None:
+    """Copy the best bundle that stands beside a checkpoint; without one the best so far is forgotten, not only its bundle."""
+    if not (old / "manifest.json").exists():
+        return None
+    new.parent.mkdir(parents=True, exist_ok=True)
+    bundles.copy(old, str(new))
+    return value
 
 
 class _Loop:
@@ -247,7 +273,8 @@ class _Loop:
         self.main = trainer.ranks.rank == 0
         self.tracker = Tracker(directory, engine.steps, trainer.step, history) if self.main else None
         self.sums: dict[str, Tensor] = {}
-        self.counted, self.pictures, self.since = 0, 0, time.monotonic()
+        self.counts: dict[str, int] = {}  # by term: a phase may not run at every step
+        self.pictures, self.since = 0, time.monotonic()
 
     def advance(self, group: tuple[Batch, ...]) -> None:
         """One step and whatever is due after it."""
@@ -258,7 +285,7 @@ class _Loop:
             self._save_broken(error)
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term
-        self.counted += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
         self.pictures += sum(len(batch) for batch in group) * trainer.ranks.world
         step, last = trainer.step, trainer.step >= engine.steps
         if step % engine.log_every == 0 or last:
@@ -312,11 +339,13 @@ class _Loop:
 
     def _log(self) -> None:
         if self.tracker is not None:
-            means = {name: float(total) / self.counted for name, total in self.sums.items()}  # the only host sync of the interval
+            means = {
+                name: float(total) / self.counts[name] for name, total in self.sums.items()
+            }  # the only host sync of the interval
             net = trained_nets(self.trainer.model)[0]
             lr = rate(self.trainer.run.optimiser(net), self.trainer.step - 1, self.trainer.run.engine.steps)
             self.tracker.losses(self.trainer.step, means, lr, self.pictures / max(time.monotonic() - self.since, 1e-9))
-        self.sums, self.counted, self.pictures, self.since = {}, 0, 0, time.monotonic()
+        self.sums, self.counts, self.pictures, self.since = {}, {}, 0, time.monotonic()
 
     def _save_broken(self, error: NotFinite) -> None:
         where = self.directory / "broken"
@@ -324,7 +353,7 @@ class _Loop:
             self.trainer.save(where, self.tracker.history, self.parents)
             self.tracker.close()
         raise NotFinite(
-            f"{error}. Nothing was trained on it; the state is saved in {where}. "
+            f"{error}. The phase changed nothing and the run stopped; its state is saved in {where} to look at. "
             "A lower optimisers.default.lr, engine.precision=fp32 or a lower weight for that term usually helps"
         ) from None
 

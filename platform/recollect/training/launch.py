@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from recollect import bundle as bundles
 from recollect.cluster import require
 from recollect.config import Run
+from recollect.training.checkpoint import is_checkpoint
 from recollect.training.engine import NotFinite
 from recollect.training.session import train as train_here
 from recollect.training.sync import local_ranks
@@ -134,6 +135,8 @@ def _restore(state: Path) -> Path | None:
     if newest is None:
         return None
     newest.to_directory(str(state))
+    if not is_checkpoint(state / "last"):  # it broke before its first checkpoint
+        return None
     logger.info("going on from %s", newest.path)
     return state / "last"
 

@@ -29,6 +29,10 @@ def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Ru
         raise ValueError(f"{store.uri} has the domain {', '.join(names)} only; translation needs two")
     if not run.data.domains and len(store.domains.names) > 2:
         say(f"the store has {', '.join(store.domains.names)}; taking {names[0]} and {names[1]} (set data.domains for others)")
+    for end in ("source", "target"):
+        domain = getattr(run.evaluation, end)
+        if domain and domain not in names:
+            raise ValueError(f"evaluation.{end} is {domain!r}, but the run has the domains {', '.join(names)}")
     classes = store.domains.only(tuple(names)).classes
     if len(classes) == 1:
         say("the store has no boxes: the memory has the background class alone")

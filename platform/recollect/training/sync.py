@@ -44,18 +44,22 @@ class Group(Ranks):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks; its gradient is the sum of the ranks' gradients."""
         summed: Tensor = _AllSum.apply(tensor)
         return summed
 
     def average(self, flat: Tensor) -> Tensor:
+        """Mean over ranks, in place."""
         dist.all_reduce(flat)
         return flat.div_(self.world)
 
     def broadcast(self, module: nn.Module) -> None:
+        """Copy rank 0's parameters and buffers."""
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.data, src=0)
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         dist.barrier()
 
 
@@ -85,7 +89,10 @@ def average_gradients(parameters: list[nn.Parameter], extra: Tensor, ranks: Rank
 
     Returns the averaged bucket `[*extra, *gradients]`, so that the caller can look at it as a whole.
     """
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    for parameter in parameters:
+        if parameter.grad is None:  # the same rule on any number of ranks: zero, and the optimiser steps
+            parameter.grad = torch.zeros_like(parameter)
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     bucket = ranks.average(torch.cat([extra.to(grads[0].dtype), *(grad.flatten() for grad in grads)]))
     if ranks.world > 1:
         pieces: Iterable[Tensor] = bucket[len(extra) :].split_with_sizes([p.numel() for p in parameters])
