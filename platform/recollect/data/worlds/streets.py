@@ -83,6 +83,7 @@ def records(
 
 
 def unpaired(size: int, count: int, domains: Sequence[str], seed: int) -> Iterator[Record]:
+    """Training records: `count` scenes a domain, none of which another domain shows."""
     for domain in domains:
         for index in range(count):
             scene = draw_scene(scene_seed(seed, f"train/{domain}", index), size)
@@ -91,6 +92,7 @@ def unpaired(size: int, count: int, domains: Sequence[str], seed: int) -> Iterat
 
 
 def paired(size: int, split: str, count: int, references: int, domains: Sequence[str], seed: int) -> Iterator[Record]:
+    """Records of a split whose scenes are drawn `references` times in every domain, the modes taking turns."""
     for index in range(count):
         scene = draw_scene(scene_seed(seed, split, index), size)
         place, regions = f"{split}-{index:06d}", regions_png(scene)
@@ -124,6 +126,7 @@ def regions_png(scene: Scene) -> bytes:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of a picture (H, W, 3) or a region map (H, W), uint8, compressed quickly."""
     stream = BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", compress_level=1)  # 1 is three times as fast as 6, and a fifth larger
     return stream.getvalue()

@@ -102,6 +102,7 @@ class Style:
 
 
 def check_style(domain: str, mode: int | None = None) -> None:
+    """Raise ValueError, naming what there is, for a domain or mode that is not drawn."""
     if domain not in LIGHTS:
         raise ValueError(f"streets has no domain {domain!r}; it has {', '.join(DOMAINS)}")
     if mode is not None and not 0 <= mode < len(MODES[domain]):
@@ -175,11 +176,13 @@ def surface_colours(scene: Scene, style: Style, mode: Mode) -> NDArray[np.float3
 
 @lru_cache
 def material_tables(domain: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """By material, in a domain: how much of its colour is left, and the light it gives off."""
     dim = np.array([DIM[domain].get(name, DIM[domain]["default"]) for name in MATERIAL], np.float32)
     return dim, np.array([GLOW[domain].get(name, (0, 0, 0)) for name in MATERIAL], np.float32)
 
 
 def coloured(surfaces: Image.Image, colours: NDArray[np.float32]) -> Image.Image:
+    """Surfaces painted with their colours (256, 3) in [0, 1]: an RGB picture of the surfaces' own size."""
     picture = surfaces.copy()
     picture.putpalette((colours * 255 + 0.5).astype(np.uint8).tobytes())
     return picture.convert("RGB")
@@ -204,6 +207,7 @@ def cloud_tile() -> Image.Image:
 
 @lru_cache(maxsize=4)
 def noise_tile(side: int) -> NDArray[np.float32]:
+    """A square tile of normal noise, cut off at 3 deviations; always the same one."""
     return np.random.default_rng(21).standard_normal((side, side)).clip(-3, 3).astype(np.float32)
 
 
@@ -232,10 +236,12 @@ def put_sky(canvas: Pixels, scene: Scene, mode: Mode, clouds: Pixels | float, co
 
 
 def dimmed(colour: Colour, by: float) -> Colour:
+    """A colour times `by`."""
     return colour[0] * by, colour[1] * by, colour[2] * by
 
 
 def sky_rows(scene: Scene) -> int:
+    """How many rows from the top the sky can reach: down to the horizon."""
     return int(scene.sheet.horizon * scene.size) + 1
 
 
@@ -253,6 +259,7 @@ def shadows(scene: Scene, shift: float, ahead: float) -> Image.Image:
 
 
 def sun(canvas: Pixels, scene: Scene, style: Style, mode: Mode, ground: Pixels) -> None:
+    """Sunlight, in place: hard shadows on the ground, and a sky with clouds."""
     shift = 0.25 * style.azimuth + (0.35 if style.azimuth > 0 else -0.35)  # never straight ahead, where a shadow hardly shows
     mask = np.asarray(shadows(scene, shift, 0.16).reduce(2), np.float32)[:, :, None] * np.float32(1 / 255)
     canvas *= 1 - np.array((0.62, 0.58, 0.48), np.float32) * (ground * mask)  # shade is lit by the blue sky
@@ -263,6 +270,7 @@ def sun(canvas: Pixels, scene: Scene, style: Style, mode: Mode, ground: Pixels) 
 
 
 def overcast(canvas: Pixels, scene: Scene, style: Style, mode: Mode, ground: Pixels) -> None:
+    """A covered sky, in place: grey lumps above, soft shadows below things."""
     mask = shadows(scene, 0.0, 0.05).reduce(2).filter(ImageFilter.BoxBlur(scene.size / 100))
     canvas *= 1 - np.float32(0.4 / 255) * (ground * np.asarray(mask, np.float32)[:, :, None])
     lumps = texture(scene, style.grain, 3.0, sky_rows(scene))
@@ -270,6 +278,7 @@ def overcast(canvas: Pixels, scene: Scene, style: Style, mode: Mode, ground: Pix
 
 
 def night(canvas: Pixels, scene: Scene, style: Style, mode: Mode, ground: Pixels) -> None:
+    """Night, in place: a dark sky with stars, pools of light on the ground, halos around lamps."""
     rare = noise(scene.size, style.grain // 3721)[: sky_rows(scene)] - np.float32(2.75)  # one pixel in 330
     stars = np.clip(rare, 0, 0.25) * np.float32(2.4)
     put_sky(canvas, scene, mode, stars, (0.9, 0.9, 1.0))
@@ -306,6 +315,7 @@ def lamp_light(scene: Scene, style: Style, mode: Mode) -> tuple[Pixels, Pixels]:
 
 
 def rain(canvas: Pixels, scene: Scene, style: Style, mode: Mode, colours: NDArray[np.float32]) -> None:
+    """Rain, in place: a grey sky, wet ground that mirrors what stands above it, streaks."""
     lumps = texture(scene, style.grain, 3.0, sky_rows(scene))
     put_sky(canvas, scene, mode, np.clip(lumps * 0.5, -0.3, 0.6), dimmed(mode.zenith, 0.8))
     wet = coverage(scene, WETTABLE) * np.float32(0.45 + 0.25 * style.rain)

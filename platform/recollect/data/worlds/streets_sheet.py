@@ -143,5 +143,6 @@ def paint(sheet: Sheet, side: int, mirrored: bool = False) -> Image.Image:
 
 
 def flipped(kind: str, coordinates: Sequence[float], foot: float) -> list[float]:
+    """Coordinates of a primitive mirrored below the line `foot`, for reflections."""
     turned = [2 * foot - c if i % 2 else c for i, c in enumerate(coordinates)]
     return turned if kind == "polygon" else [turned[0], turned[3], turned[2], turned[1]]

@@ -54,10 +54,12 @@ def compose(seed: int) -> Sheet:
 
 
 def shade(colour: Colour, by: float) -> Colour:
+    """A colour times `by`, at most 1."""
     return min(1.0, colour[0] * by), min(1.0, colour[1] * by), min(1.0, colour[2] * by)
 
 
 def ground(sheet: Sheet) -> None:
+    """Road, markings, pavements and grass, in perspective."""
     dice = sheet.dice
     sky = sheet.surface("sky", (0.5, 0.7, 0.9), 0.0)
     assert sky == 0, "paint() starts from a sky of surface 0"
@@ -115,6 +117,7 @@ def skyline(sheet: Sheet) -> None:
 
 
 def window(sheet: Sheet, glass: int) -> int:
+    """The surface of one window: its glass, or for some a pale curtain, which is lit at night."""
     draw = sheet.dice.random()
     return sheet.curtains[int(draw / CURTAINED * 3)] if draw < CURTAINED else glass
 
@@ -135,6 +138,7 @@ def plan_buildings(sheet: Sheet) -> Plan:
 
 
 def building(sheet: Sheet, near: float, side: int, offset: float, far: float) -> None:
+    """One building along the street, with its windows and perhaps a billboard in a sign's colours."""
     dice = sheet.dice
     wall, height = dice.choice(WALLS), dice.uniform(0.95, 1.75)
     sheet.foot = base = sheet.row(near)
@@ -184,6 +188,7 @@ def billboard(sheet: Sheet, t: float, along: Callable[[float, float], tuple[floa
 
 
 def plan_trees(sheet: Sheet) -> Plan:
+    """Where the trees stand."""
     plan: Plan = []
     for _ in range(sheet.dice.randint(2, 5)):
         side, t = sheet.dice.choice((-1, 1)), sheet.dice.uniform(0.16, 0.55)
@@ -193,6 +198,7 @@ def plan_trees(sheet: Sheet) -> Plan:
 
 
 def tree(sheet: Sheet, offset: float, t: float) -> None:
+    """One tree; `t` is how near it is, and so its scale."""
     dice, x, base = sheet.dice, sheet.column(offset, t), sheet.foot
     height, leaves = dice.uniform(0.55, 0.85) * t, dice.choice(LEAVES)
     radius = height * dice.uniform(0.26, 0.34)
@@ -218,6 +224,7 @@ def plan_traffic(sheet: Sheet) -> Plan:
 
 
 def car(sheet: Sheet, offset: float, oncoming: bool, t: float) -> None:
+    """One car, seen from the front where it is oncoming, with its lamps."""
     dice, x, base = sheet.dice, sheet.column(offset, t), sheet.foot
     colour, w, h = dice.choice(PAINTS), dice.uniform(0.155, 0.175) * t, dice.uniform(0.25, 0.30) * t
     sheet.labels.append("car")
@@ -266,6 +273,7 @@ def cabin(sheet: Sheet, x: float, hood: float, roof: float, w: float, glass: int
 
 
 def car_lamps(sheet: Sheet, x: float, y: float, w: float, h: float, t: float, thing: int, oncoming: bool) -> None:
+    """The lamps of a car: white ahead, red behind."""
     kind, colour = ("headlamp", (0.90, 0.91, 0.86)) if oncoming else ("taillamp", (0.52, 0.04, 0.05))
     lamp = sheet.surface(kind, colour, t, thing)
     for side in (-1, 1):
@@ -304,6 +312,7 @@ def within(sheet: Sheet, offset: float, t: float) -> float:
 
 
 def person(sheet: Sheet, offset: float, t: float) -> None:
+    """One person; `t` is how near, and so the scale."""
     dice, x, base = sheet.dice, sheet.column(offset, t), sheet.foot
     sheet.labels.append("person")
     thing, h = len(sheet.labels) - 1, dice.uniform(0.33, 0.40) * t
@@ -327,6 +336,7 @@ def person(sheet: Sheet, offset: float, t: float) -> None:
 
 
 def sign(sheet: Sheet, offset: float, t: float) -> None:
+    """One traffic sign on its post."""
     dice, x, base = sheet.dice, sheet.column(offset, t), sheet.foot
     sheet.labels.append("sign")
     thing, r, y = len(sheet.labels) - 1, dice.uniform(0.095, 0.115) * t, base - dice.uniform(0.44, 0.54) * t
@@ -362,6 +372,7 @@ def sign_face(sheet: Sheet, x: float, y: float, r: float, sheeting: list[int]) -
 
 
 def street_lamp(sheet: Sheet, offset: float, side: int, t: float) -> None:
+    """One street lamp, its arm over the road."""
     x, base = sheet.column(offset, t), sheet.foot
     top, reach = base - 0.98 * t, x - side * 0.17 * t
     post, lamp = sheet.surface("post", (0.36, 0.38, 0.40), t), sheet.surface("lamp", (0.88, 0.87, 0.82), t)
