@@ -8,13 +8,15 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if (Path.home() / ".ray" / "auth_token").exists():
-    # A driver that joins a cluster does not look for its token unless it is told to, and Ray reads this only once, at import.
+if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
+    # A driver that joins a cluster does not look for its token unless it is told to. Ray reads this once, at its import; said
+    # later, only the processes it starts would hear it, and they would not talk with it.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray

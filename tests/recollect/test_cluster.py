@@ -48,9 +48,9 @@ def run(code: str, folder: Path, *arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("by, tokens", [("argument", "token"), ("RAY_ADDRESS", "disabled")])
-def test_a_joined_cluster_runs_the_code_of_the_driver(by: str, tokens: str, tmp_path: Path) -> None:
-    known = {**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", "RAY_AUTH_MODE": tokens}
+@pytest.mark.parametrize("by, tokens", [("argument", {}), ("RAY_ADDRESS", {"RAY_AUTH_MODE": "disabled"})])
+def test_a_joined_cluster_runs_the_code_of_the_driver(by: str, tokens: dict[str, str], tmp_path: Path) -> None:
+    known = {**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", **tokens}
     pipe = subprocess.PIPE
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdin=pipe, stdout=pipe, text=True, env=known)
     try:
