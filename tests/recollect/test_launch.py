@@ -19,6 +19,7 @@ from recollect.data.store import Store
 from recollect.data.worlds import build_streets
 from recollect.testing import largest_difference
 from recollect.training import launch
+from recollect.training.engine import NotFinite
 from recollect.training.session import suit, train
 
 TWO = launch.Resources(workers=2, cpus_per_worker=1)
@@ -111,6 +112,14 @@ def train_workers() -> list[int]:
             if "RayTrainWorker" in title and session in raylet:
                 found.append(int(folder.name))
     return sorted(found)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_its_state_is_kept(run: Run, tmp_path: Path) -> None:
+    wild = run.model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=1e200)}})
+    with pytest.raises(NotFinite, match=r"step \d.* is not finite.*kept as") as caught:
+        launch.train(wild, str(tmp_path / "ray"), "wild", TWO)
+    kept = Path(str(caught.value).rsplit("kept as ", 1)[1].rstrip(")"))
+    assert open_bundle(kept).manifest["method"] == "mguit"
 
 
 def test_what_can_never_fit_is_refused_at_once(run: Run, tmp_path: Path) -> None:
