@@ -111,12 +111,14 @@ def train(
     recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2\n
     recollect train --resume engine.steps=4000 --out runs/first
     """
-    from recollect.config import overlay
+    from recollect.config import Run, overlay
 
     changes = list(changes or [])
     if "=" in what:  # the first word is a change already
         what, changes = "", [what, *changes]
     run = overlay(_begun(out, what), changes) if resume else _fresh(what, changes, dry_run)
+    if run.name == Run.model_fields["name"].default:
+        run = overlay(run, {"name": out.name})
     if dry_run:
         print(run.model_dump_json(indent=2))
         return
@@ -130,10 +132,11 @@ def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
 
     if not what:
         raise ValueError("train what? a method:preset such as mguit:tiny, or a recipe such as experiments.streets:sunny_night")
-    run = overlay(find_run(what), [change for change in changes if change.startswith(("data.", "model.name="))])
+    early = [change for change in changes if change.startswith(("data.", "model.name="))]
+    run = overlay(find_run(what), early)
     if run.data.store or not dry_run:
         run = _suited(run)
-    return overlay(run, changes)  # after the store: it says which classes there are
+    return overlay(run, [change for change in changes if change not in early])  # the store says which classes there are
 
 
 def _begun(out: Path, what: str) -> Run:

@@ -170,13 +170,15 @@ def test_a_second_run_in_the_same_place_must_resume(world: Path, call: Call, tmp
     assert code == 2 and "holds no run to go on with" in error
 
 
-def test_training_on_workers_leaves_and_resumes_the_same_files(world: Path, call: Call, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    code, out, error = call(
-        "train", "mguit:tiny", f"data.store={world / 'store'}", *TINY, "engine.batch_size=2", "--workers", 2, "--out", run
-    )
+def test_training_on_workers_leaves_and_resumes_the_same_files(
+    world: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "night"
+    monkeypatch.chdir(world)  # workers stand elsewhere: the relative path must be made whole
+    code, out, error = call("train", "mguit:tiny", "data.store=store", *TINY, "engine.batch_size=2", "--workers", 2, "--out", run)
     assert code == 0 and f"bundle: {run / 'best'}" in out, error
     assert bundle.open_bundle(run / "last").metrics()[-1]["step"] == 2 and not (run / "ray").exists()
+    assert bundle.open_bundle(run / "last").run.name == "night", "a run without a name is called after its folder"
     code, _, error = call("train", "mguit:tiny", f"data.store={world / 'store'}", *TINY, "--workers", 2, "--out", run)
     assert code == 2 and "--resume" in error
     code, _, error = call("train", "--resume", "engine.steps=3", "--workers", 2, "--out", run)
