@@ -17,7 +17,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -136,8 +136,6 @@ class Run(Frozen):
     engine: Engine = Engine()
     evaluation: Evaluation = Evaluation()
     seed: int = 0
-
-    REQUIRED: ClassVar[tuple[str, ...]] = ("model",)
 
     @model_validator(mode="before")
     @classmethod

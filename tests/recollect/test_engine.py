@@ -16,7 +16,6 @@ import torch
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.store import Store
-from recollect.data.worlds import build_streets
 from recollect.testing import noise_batches
 from recollect.training.engine import NotFinite, Trainer, fit
 from recollect.training.session import domains_of, suit, train
@@ -29,13 +28,6 @@ SMALL = {
     "generator_blocks": 2,
     "memory": {"value_dim": 8},
 }
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    uri = tmp_path_factory.mktemp("engine") / "streets"
-    build_streets(uri, size=32, train=12, val=4, test=4, references=3)
-    return Store.open(uri)
 
 
 @pytest.fixture
@@ -121,12 +113,19 @@ def test_going_further_than_planned_is_resuming_with_more_steps(run: Run, tmp_pa
     train(overlay(constant, {"engine.steps": 2}), tmp_path / "half")
     train(overlay(constant, {"engine.steps": 4}), tmp_path / "rest", resume=tmp_path / "half" / "last")
     assert digests(tmp_path / "whole" / "last")["model.safetensors"] == digests(tmp_path / "rest" / "last")["model.safetensors"]
-    assert (tmp_path / "rest" / "best").exists(), "the best so far comes along, or is found anew"
     other = overlay(constant, {"model.width": 12})
     with pytest.raises(ValueError, match="another model"):
         train(other, tmp_path / "other", resume=tmp_path / "half" / "last")
     with pytest.raises(ValueError, match="inference only"):
         train(constant, tmp_path / "other", resume=tmp_path / "whole" / "best")
+
+
+def test_the_best_so_far_comes_along_to_a_new_place(run: Run, tmp_path: Path) -> None:
+    run = overlay(run, {"engine.steps": 2, "engine.evaluate_every": 0})
+    train(run, tmp_path / "half")
+    again = train(run, tmp_path / "again", resume=tmp_path / "half" / "last")  # nothing is left to train, or to beat it
+    assert again == tmp_path / "again" / "best"
+    assert open_bundle(again).digest == open_bundle(tmp_path / "half" / "best").digest
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

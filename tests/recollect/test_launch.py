@@ -16,20 +16,12 @@ from recollect.bundle import open_bundle
 from recollect.cluster import connect, disconnect
 from recollect.config import Optimiser, Run, overlay, preset
 from recollect.data.store import Store
-from recollect.data.worlds import build_streets
 from recollect.testing import largest_difference
 from recollect.training import launch
 from recollect.training.engine import NotFinite
 from recollect.training.session import suit, train
 
 TWO = launch.Resources(workers=2, cpus_per_worker=1)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    uri = tmp_path_factory.mktemp("launch") / "streets"
-    build_streets(uri, size=32, train=12, val=4, test=4, references=3)
-    return Store.open(uri)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,17 +15,9 @@ from recollect.bundle import open_bundle
 from recollect.cluster import connect, disconnect
 from recollect.config import Run, preset
 from recollect.data.store import Store
-from recollect.data.worlds import build_streets
 from recollect.search.tune import Search, search
 from recollect.training.checkpoint import is_checkpoint
 from recollect.training.session import suit
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    uri = tmp_path_factory.mktemp("tune") / "streets"
-    build_streets(uri, size=32, train=12, val=4, test=4, references=3)
-    return Store.open(uri)
 
 
 @pytest.fixture(scope="module", autouse=True)
