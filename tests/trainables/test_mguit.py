@@ -33,6 +33,19 @@ class TestContract(TrainableContract):
         ranks = train_ranks(run, self.domains, 2, unreduced=True)
         assert largest_difference(alone, ranks[0])[0] > 1e-6
 
+    def test_a_net_without_a_gradient_steps_alike_on_any_number_of_ranks(self) -> None:
+        """Zero is its gradient, so weight decay moves it; an optimiser would skip it where it has none."""
+        switched_off = dict.fromkeys(("weights.kl", "weights.con_v", "weights.latent"), 0.0)
+        run = overlay(
+            self._exact(), {"model.memory.order": "read-update", "optimisers.default.weight_decay": 0.1, **switched_off}
+        )
+        (alone,) = train_ranks(run, self.domains, 1)
+        assert {float(g.abs().max()) for name, g in alone.items() if "/style_encoder." in name and name.startswith("grad/")} == {
+            0.0
+        }
+        for rank in train_ranks(run, self.domains, 2):
+            assert largest_difference(alone, rank)[0] < 1e-10
+
 
 class TestContractOfTheConcatenatingGenerator(TrainableContract):
     run = small(fusion="concat", downs=2, gan="bce", content_noise=0.1, style_norm="instance")
