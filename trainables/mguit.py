@@ -37,7 +37,7 @@ from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import DownBlock, LayerNorm2d, ModulatedResBlock, Modulation, ResBlock, conv, initialise, resize_to
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
-from trainables.parts.losses import Gan, adversarial, memory_contrast, nearest_items
+from trainables.parts.losses import Gan, adversarial, memory_contrast, memory_triplet, nearest_items
 from trainables.parts.memory import ClassAwareMemory, MemoryState, unit
 
 ItemCount = Annotated[int, Field(ge=1), Range(2, 12, shape=True)]
@@ -46,6 +46,7 @@ ItemCount = Annotated[int, Field(ge=1), Range(2, 12, shape=True)]
 class Memory(Frozen):
     """The memory of section 3.2. Items per class in the order of the store's classes; INIT has 10, 5, 3, 2."""
 
+    use: Literal["none", "single", "class-aware"] = "class-aware"  # single: the same items for all classes; none: pooled styles
     items_per_class: dict[str, ItemCount] = {"background": 10, "car": 5, "person": 3, "sign": 2}
     value_dim: Annotated[int, Field(ge=1), Choice((16, 32, 64), shape=True)] = 256
     read_temperature: Annotated[float, Field(gt=0), Range(0.05, 1, log=True)] = 0.1
@@ -55,6 +56,10 @@ class Memory(Frozen):
     update_rate: Annotated[float, Range(0.02, 0.5, log=True)] | None = 0.1  # None: the plain sum of eq. 6
     order: Literal["update-read", "read-update"] = "update-read"
     detach: Literal["none", "released"] = "none"  # released: reads pass no gradient
+    own_style: bool = False  # self and cycle reconstruction read the values that the picture itself shows, not the stored ones
+    random_spread: Annotated[float, Field(gt=0), Range(0.2, 3, log=True)] | None = None  # random values: None: anywhere on the
+    # sphere, as in the paper; else normalise(stored + spread * noise), so that a random car style is still a car's
+    revive_after: Annotated[int, Field(ge=1)] | None = None  # writes of its class without a share, then an item starts anew
 
 
 class MGUITConfig(ModelConfig):
@@ -67,6 +72,8 @@ class MGUITConfig(ModelConfig):
     generator_blocks: Annotated[int, Field(ge=1)] = 4
     style_norm: Literal["none", "instance"] = "none"  # instance: as released; it erases part of the style it should carry
     fusion: Literal["concat", "modulate"] = "concat"
+    share_generator: bool = False  # one set of upsampling layers for both domains: only the values say which domain is wanted
+    contrast: Literal["none", "triplet", "nce"] = "nce"  # con_k and con_v: eq. 8, or the triplet of its ablation (Table 4)
     content_noise: Annotated[float, Field(ge=0)] = 0.0
     critic_width: Annotated[int, Field(ge=4)] = 64
     critic_layers: Annotated[int, Field(ge=1)] = 4
@@ -155,16 +162,17 @@ class ConcatGenerator(nn.Module):
         self.ups = nn.ModuleList()
         for i in range(config.downs):
             inputs, channels = channels + style, top // 2**i
-            shared = 1 if i == 0 else domains  # the first upsampling serves all domains
-            self.ups.append(nn.ModuleList(_upsample(inputs, channels) for _ in range(shared)))
-        self.last = nn.ModuleList(nn.Conv2d(channels + style, 3, 1) for _ in range(domains))
+            count = 1 if i == 0 or config.share_generator else domains  # the first upsampling always serves all domains
+            self.ups.append(nn.ModuleList(_upsample(inputs, channels) for _ in range(count)))
+        self.last = nn.ModuleList(nn.Conv2d(channels + style, 3, 1) for _ in range(1 if config.share_generator else domains))
 
     def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
         x = self.blocks(torch.cat([self.head(content), style], dim=1))
         for stage in self.ups:
             nets = list(stage)  # type: ignore[call-overload]
             x = nets[min(domain, len(nets) - 1)](torch.cat([x, resize_to(style, x)], dim=1))
-        picture: Tensor = self.last[domain](torch.cat([x, resize_to(style, x)], dim=1)).tanh()
+        last = self.last[min(domain, len(self.last) - 1)]
+        picture: Tensor = last(torch.cat([x, resize_to(style, x)], dim=1)).tanh()
         return picture  # (B, 3, H, W)
 
 
@@ -180,13 +188,14 @@ class ModulatedGenerator(nn.Module):
         top, style = config.width * 2**config.downs, config.memory.value_dim
         self.blocks = nn.ModuleList(ModulatedResBlock(top, style) for _ in range(config.generator_blocks))
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for _ in range(domains):
+        for _ in range(1 if config.share_generator else domains):
             sizes = [top // 2**i for i in range(config.downs + 1)]
             self.convs.append(nn.ModuleList(conv(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
             self.norms.append(nn.ModuleList(Modulation(b, style) for b in sizes[1:]))
-        self.last = nn.ModuleList(conv(config.width, 3, 5) for _ in range(domains))
+        self.last = nn.ModuleList(conv(config.width, 3, 5) for _ in range(len(self.convs)))
 
     def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
+        domain = min(domain, len(self.last) - 1)
         x = content * content.shape[1] ** 0.5  # unit-norm content back to unit variance
         for block in self.blocks:
             x = block(x, style)
@@ -277,13 +286,15 @@ class MGUIT(Translator):
                 "Give every class of the data its number of items, and no other"
             )
         memory, count = config.memory, len(domains.names)
+        if memory.use == "none" and config.contrast != "none":
+            raise ValueError("without a memory (memory.use=none) there is nothing to contrast with; set model.contrast=none")
         self.content_encoder = ContentEncoder(config, count)
         self.style_encoder = StyleEncoder(config, count)
         self.generator: nn.Module = {"concat": ConcatGenerator, "modulate": ModulatedGenerator}[config.fusion](config, count)
         self.domain_critic = DomainCritics(config, count)
         self.content_critic = ContentCritic(config.width * 2**config.downs, count)
         self.memory = ClassAwareMemory(
-            {name: items[name] for name in domains.classes},
+            {name: items[name] for name in domains.classes} if memory.use == "class-aware" else {"all": self._undivided(config)},
             key_dim=config.width * 2**config.downs,
             value_dim=memory.value_dim,
             num_domains=count,
@@ -294,6 +305,11 @@ class MGUIT(Translator):
         )
         for net in self.children():
             initialise(net, config.init_std)
+
+    @staticmethod
+    def _undivided(config: MGUITConfig) -> int:
+        """The items of a memory without classes: as many as all classes have, or the one place of a pooled style."""
+        return sum(config.memory.items_per_class.values()) if config.memory.use == "single" else 1
 
     @property
     def stride(self) -> int:
@@ -315,23 +331,25 @@ class MGUIT(Translator):
         styles = [self.style_encoder(image, x) for x, image in enumerate(images)]
         written = self.memory.update(contents, [unit(s) for s in styles], classes, step.reduce)
         state = written if self.config.memory.order == "update-read" else self.memory.stored()
-        terms = {name: images[0].new_zeros(()) for name in TRANSLATION_TERMS if step.wants(name)}
+        terms = {name: images[0].new_zeros(()) for name in self._translation_terms() if step.wants(name)}
+        own = [self._own_values(*row) for row in zip(contents, styles, (0, 1), classes, strict=True)]
         fakes: list[list[Tensor]] = [[], []]
         for x, y in ((0, 1), (1, 0)):
             batch, image, content = step.batches[x], images[x], contents[x]
             noisy = self._with_noise(content, step, x)
             if step.wants("self_rec"):
-                terms["self_rec"] += l1(self._draw(noisy, x, classes[x], state), image)  # eq. 7
-            fake = self._draw(noisy, y, classes[x], state)  # eq. 1
+                terms["self_rec"] += l1(self._draw(noisy, x, classes[x], state, own[x]), image)  # eq. 7
+            fake = self._draw(noisy, y, classes[x], state, own[y] if self.config.memory.use == "none" else None)  # eq. 1
             fakes[y].append(fake)
             if step.wants("cyc_rec", "content_rec"):
                 again = self.content_encoder(fake, y)
                 if step.wants("content_rec"):
                     terms["content_rec"] += l1(again, content.detach())
                 if step.wants("cyc_rec"):
-                    terms["cyc_rec"] += l1(self._draw(self._with_noise(again, step, x), x, classes[x], state), image)  # eq. 7
+                    back = self._draw(self._with_noise(again, step, x), x, classes[x], state, own[x])
+                    terms["cyc_rec"] += l1(back, image)  # eq. 7
             if step.wants("latent", "adv_domain"):
-                values = self._random_values(step, batch.slots, y, like=fake)
+                values = self._random_values(step, batch.slots, y, state)
                 style, weights = self.memory.read(content, y, classes[x], state, values)
                 style = self._passed(style)
                 random = self.generator(noisy, style.to(content.dtype), y)
@@ -349,6 +367,8 @@ class MGUIT(Translator):
         step.cache["written"] = MemoryState(*(item.detach() for item in written))
         step.cache["fakes"] = [torch.cat(fake).detach() for fake in fakes]
         step.cache["contents"] = [content.detach() for content in contents]
+        if self.config.memory.revive_after is not None:
+            step.cache["written_from"] = [styles[x].detach() for x in (0, 1)], classes
         return terms
 
     def domain_critic_terms(self, step: Step) -> Terms:
@@ -372,8 +392,11 @@ class MGUIT(Translator):
         return {"critic_content": torch.stack(losses).mean()}
 
     def after_step(self, step: Step) -> None:
-        """Commit the step's write to the memory."""
+        """Commit the step's write to the memory; start anew what has been idle for too long."""
         self.memory.commit(step.cache["written"])
+        after = self.config.memory.revive_after
+        if after is not None and bool((self.memory.idle >= after).any()):
+            self._revive(step, (self.memory.idle >= after).nonzero()[:, 0])
 
     def health(self) -> dict[str, float]:
         return self.memory.health()
@@ -381,18 +404,51 @@ class MGUIT(Translator):
     def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
         """Class-free translation with the stored values, or those that `guide` (noise, exemplar, values) puts in their place.
 
-        The extra `memory_map` (B, h, w) holds for every cell the index of the item it reads most.
+        With `guide.classes` each cell reads only items of its class, as in training. The extra `memory_map` (B, h, w) holds for
+        every cell the index of the item it reads most.
         """
-        refuse(guide, ("noise", "exemplar", "values"), "mguit")
+        refuse(guide, ("noise", "exemplar", "values", "classes"), "mguit")
         if guide.noise is not None and guide.exemplar is not None:
             raise ValueError("mguit takes noise or an exemplar, not both")
         content = self.content_encoder(images, source)
-        style, weights = self.memory.read(content, target, values=self._guided_values(guide, target, len(images)))
+        classes = None if guide.classes is None or self.config.memory.use != "class-aware" else guide.classes
+        values = self._guided_values(guide, target, len(images))
+        style, weights = self.memory.read(content, target, classes, values=values)
         return Translation(self.generator(content, style.to(content.dtype), target), {"memory_map": weights.argmax(dim=1)})
 
     def sample_guide(self, target: int, generators: Sequence[torch.Generator]) -> Guide:
-        """A random unit value for every item: noise (B, N, value_dim)."""
-        return Guide(noise=self.memory.draw_values(generators))
+        """Random values, one draw a picture: noise (B, N, value_dim), unit vectors."""
+        noise = torch.stack([torch.randn(self.memory.values.shape[1:], generator=generator) for generator in generators])
+        return Guide(noise=self._drawn(noise, self.memory.values[target].to(noise)))
+
+    def style_classes(self) -> dict[str, int]:
+        """The classes of the memory and their numbers of items."""
+        return {name: len(self.memory.items_of(name)) for name in self.memory.class_names}
+
+    def stored_values(self, target: int) -> dict[str, Tensor]:
+        """The stored values (N_k, C) of a domain, by class."""
+        return {name: self.memory.values[target, self.memory.items_of(name)] for name in self.memory.class_names}
+
+    def random_values(self, target: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Values (N_k, C) of one random draw, by class."""
+        drawn = self.sample_guide(target, [generator]).noise
+        assert drawn is not None
+        return {name: drawn[0, self.memory.items_of(name)].to(self.memory.values) for name in self.memory.class_names}
+
+    def exemplar_values(self, picture: Tensor, target: int, classes: Tensor | None = None) -> dict[str, Tensor]:
+        """The values (N_k, C) of the classes that a picture (1, 3, H, W) of the target domain shows.
+
+        Items of a class that no cell of it is nearest to take the mean of the class's others. `classes` (1, h, w): which cell
+        shows what; None: the class of the nearest key.
+        """
+        content, style = self.content_encoder(picture, target), self.style_encoder(picture, target)
+        values, cells = self.memory.collect(content, style, target, classes if self.config.memory.use == "class-aware" else None)
+        found = {}
+        for name in self.memory.class_names:
+            own, seen = values[0, self.memory.items_of(name)], cells[0, self.memory.items_of(name)]
+            if seen.any():
+                found[name] = torch.where(seen[:, None] > 0, own, unit(seen @ own, dim=-1))
+        return found
 
     def _guided_values(self, guide: Guide, target: int, batch: int) -> Tensor:
         values = self.memory.values[target].expand(batch, -1, -1)
@@ -400,7 +456,7 @@ class MGUIT(Translator):
             values = unit(guide.noise.to(values), dim=-1)
         if guide.exemplar is not None:
             content, style = self.content_encoder(guide.exemplar, target), self.style_encoder(guide.exemplar, target)
-            values = self.memory.collect(content, style, target).to(values)
+            values = self.memory.collect(content, style, target)[0].to(values)
         return self._with_class_values(values, guide.values or {})
 
     def _with_class_values(self, values: Tensor, chosen: Mapping[str, Tensor]) -> Tensor:
@@ -413,15 +469,22 @@ class MGUIT(Translator):
         return values
 
     def _classes(self, classes: Tensor | None, images: Tensor) -> Tensor:
-        if classes is not None:
+        """The class of every cell (B, h, w); 0 everywhere for a memory without classes."""
+        if classes is not None and self.config.memory.use == "class-aware":
             return classes
         height, width = images.shape[-2] // self.stride, images.shape[-1] // self.stride
-        if len(self.domains.classes) > 1:
+        if len(self.memory.class_names) > 1:
             raise ValueError(f"the memory has {', '.join(self.domains.classes)}, but these pictures have no boxes")
         return torch.zeros(len(images), height, width, dtype=torch.long, device=images.device)
 
-    def _draw(self, content: Tensor, target: int, classes: Tensor, state: MemoryState) -> Tensor:
-        style, _ = self.memory.read(content, target, classes, state)
+    def _own_values(self, content: Tensor, style: Tensor, domain: int, classes: Tensor) -> Tensor | None:
+        """The values that each picture itself shows, where reconstruction reads them; None: it reads the memory's."""
+        if not (self.config.memory.own_style or self.config.memory.use == "none"):
+            return None
+        return self.memory.collect(content, style, domain, classes)[0]
+
+    def _draw(self, content: Tensor, target: int, classes: Tensor, state: MemoryState, values: Tensor | None = None) -> Tensor:
+        style, _ = self.memory.read(content, target, classes, state, values)
         picture: Tensor = self.generator(content, self._passed(style).to(content.dtype), target)
         return picture
 
@@ -434,9 +497,16 @@ class MGUIT(Translator):
         noise = step.draws.normal(f"content/{domain}", step.batches[domain].slots, tuple(content.shape[1:]), content)
         return content + self.config.content_noise * noise
 
-    def _random_values(self, step: Step, slots: Sequence[int], domain: int, like: Tensor) -> Tensor:
-        draw = step.draws.normal(f"values/{domain}", slots, tuple(self.memory.values.shape[1:]), like)
-        return unit(draw, dim=-1)  # (B, N, value_dim), like the stored ones
+    def _random_values(self, step: Step, slots: Sequence[int], domain: int, state: MemoryState) -> Tensor:
+        noise = step.draws.normal(f"values/{domain}", slots, tuple(self.memory.values.shape[1:]), state.values)
+        return self._drawn(noise, state.values[domain].detach())  # (B, N, value_dim)
+
+    def _drawn(self, noise: Tensor, stored: Tensor) -> Tensor:
+        """Unit values from Gaussian noise (B, N, value_dim): anywhere on the sphere, or around the stored ones."""
+        spread = self.config.memory.random_spread
+        if spread is None or self.config.memory.use == "none":
+            return unit(noise, dim=-1)
+        return unit(stored + spread * noise / noise.shape[-1] ** 0.5, dim=-1)  # the noise's length is about `spread`
 
     def _latent_error(self, fake: Tensor, domain: int, weights: Tensor, values: Tensor) -> Tensor:
         """L1 between the drawn values and the style of what was drawn with them, pooled over the pixels of each item."""
@@ -448,19 +518,53 @@ class MGUIT(Translator):
         used = (mass > 1).to(errors.dtype)  # an item that reads less than one pixel was not drawn
         return ((errors * used).sum(-1) / used.sum(-1).clamp_min(1)).mean()
 
+    def _translation_terms(self) -> tuple[str, ...]:
+        return tuple(name for name in TRANSLATION_TERMS if self.config.contrast != "none" or name not in ("con_k", "con_v"))
+
     def _contrast(
         self, step: Step, terms: Terms, content: Tensor, style: Tensor, classes: Tensor, state: MemoryState, domain: int
     ) -> None:
-        if not step.wants("con_k", "con_v"):
+        if self.config.contrast == "none" or not step.wants("con_k", "con_v"):
             return
-        tau, item_class, keys = self.config.memory.contrast_temperature, self.memory.item_class, state.keys.detach()
+        item_class, keys = self.memory.item_class, state.keys.detach()
         scores = content.detach().movedim(1, -1).flatten(0, 2) @ keys.to(content.dtype).mT
         positives = nearest_items(scores, classes, item_class)  # of the keys, for the values too, so that pairs stay pairs
-        if step.wants("con_k"):
-            terms["con_k"] += memory_contrast(content, keys, tau, classes, item_class, positives, step.reduce)  # eq. 8
-        if step.wants("con_v"):
-            values = state.values[domain].detach()
-            terms["con_v"] += memory_contrast(style, values, tau, classes, item_class, positives, step.reduce)  # eq. 8
+        for name, features, items in (("con_k", content, keys), ("con_v", style, state.values[domain].detach())):
+            if step.wants(name):
+                if self.config.contrast == "nce":
+                    tau = self.config.memory.contrast_temperature
+                    term = memory_contrast(features, items, tau, classes, item_class, positives, step.reduce)  # eq. 8
+                else:
+                    term = memory_triplet(features, items, 1.0, classes, item_class, positives, step.reduce)
+                terms[name] += term
+
+    def _revive(self, step: Step, items: Tensor) -> None:
+        """Start each of these items from one pixel of its class, drawn from the joint batch: the same pixel on every rank."""
+        styles, classes = step.cache["written_from"]
+        for item in items.tolist():
+            for x, batch in enumerate(step.batches):
+                slot = self._slot_showing(step, classes[x] == self.memory.item_class[item], batch.slots, f"revive/{item}/{x}")
+                if slot is None:  # nobody in this domain shows the class now
+                    continue
+                pixel = step.cache["contents"][x].new_zeros(self.memory.keys.shape[1] + self.memory.values.shape[2])
+                if slot in batch.slots:
+                    row = batch.slots.index(slot)
+                    cells = (classes[x][row] == self.memory.item_class[item]).nonzero()
+                    draw = torch.randint(len(cells), (), generator=step.draws.generator(f"revive/{item}/{x}/cell", slot))
+                    height, width = cells[int(draw)].tolist()
+                    maps = step.cache["contents"][x][row], styles[x][row]
+                    pixel = torch.cat([map[:, height, width] for map in maps])
+                key, value = step.reduce(pixel).split([self.memory.keys.shape[1], self.memory.values.shape[2]])
+                self.memory.revive(torch.tensor([item], device=key.device), x, key[None], value[None])
+
+    @staticmethod
+    def _slot_showing(step: Step, shown: Tensor, slots: Sequence[int], name: str) -> int | None:
+        """One slot of the joint batch, drawn evenly, whose picture shows something: (B, h, w) bool on this rank."""
+        total = int(step.reduce(shown.new_tensor(float(len(slots)), dtype=torch.float32)))
+        table = torch.zeros(total, device=shown.device)
+        table[list(slots)] = shown.flatten(1).any(1).float()
+        having = step.reduce(table).nonzero()[:, 0].tolist()
+        return having[int(torch.randint(len(having), (), generator=step.draws.generator(name, 0)))] if having else None
 
 
 TRANSLATION_TERMS = (

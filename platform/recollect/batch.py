@@ -1,6 +1,6 @@
 """The nouns that flow between data, methods and the platform. Frozen data, no behaviour beyond moving to a device.
 
-Legend: B pictures, H x W pixels, h x w cells of the feature grid, A attributes.
+Legend: B pictures, H x W pixels, h x w cells of the feature grid, A attributes, n boxes of one picture.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Batch:
     slots: tuple[int, ...]
     classes: Tensor | None = None  # (B, h, w) int64 on the feature grid; None: nobody annotated these pictures
     attributes: Tensor | None = None  # (B, A) in {0, 1}
+    boxes: tuple[Tensor, ...] | None = None  # B times (n, 4) float32, x1 y1 x2 y2 in pixels of the picture
+    labels: tuple[Tensor, ...] | None = None  # B times (n,) int64, the classes of the boxes; never the background
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,11 +68,16 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, channels_last: bool = False) -> Batch:
         """The batch on `device`, its pictures as `dtype`. Only the engine calls this."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        moved: dict[str, Any] = {
-            f.name: v.to(device, non_blocking=True) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
-        }
+        moved: dict[str, Any] = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
         moved["images"] = moved["images"].to(dtype=dtype or self.images.dtype, memory_format=layout)
         return replace(self, **moved)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """Tensors, and tuples of them, on `device`; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +88,20 @@ class Guide:
     exemplar: Tensor | None = None  # (B, 3, H, W): a picture of the target domain whose style is wanted
     neighbours: Tensor | None = None  # (B, M, 3, H, W): what a retriever found
     values: Mapping[str, Tensor] | None = None  # class name -> memory values (N_k, C) or (B, N_k, C)
+    classes: Tensor | None = None  # (B, h, w) int64: what each cell of the feature grid shows, where somebody knows it
 
     def given(self) -> tuple[str, ...]:
         """The names of the guides that are set."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a detector sees in one picture, best first: n boxes of objects, with how sure it is of each."""
+
+    boxes: Tensor  # (n, 4), x1 y1 x2 y2 in pixels of the picture
+    scores: Tensor  # (n,) in [0, 1]
+    labels: Tensor  # (n,) int64, indices into the classes; never the background
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,8 @@ class Trainable(nn.Module):
     Config: ClassVar[type[ModelConfig]]
     Weights: ClassVar[type[Weights]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name -> sections of a Run; the first is the default
+    domains_needed: ClassVar[int] = 2  # at least so many; what a run without data.domains takes from its store
+    judged_by: ClassVar[str] = "recollect.evaluation.validate:Validator"  # what chooses its best checkpoint, by name
 
     def __init__(self, config: ModelConfig, domains: Domains) -> None:
         super().__init__()
@@ -107,6 +109,12 @@ class Trainable(nn.Module):
     def phases(self) -> Iterable[Phase]:
         """The updates of one step, in order."""
         raise NotImplementedError
+
+    def begin(self) -> None:
+        """Called once, before the first step of a run that resumes nothing: the place to read published weights.
+
+        Not for what drawn weights need (that is the constructor's), and not called when a bundle is opened.
+        """
 
     def after_step(self, step: Step) -> None:
         """Commit what gradients do not write: a memory, an image pool."""
@@ -129,6 +137,30 @@ class Translator(Trainable):
     def sample_guide(self, target: int, generators: Sequence[torch.Generator]) -> Guide:
         """A random style for `target`, one generator per picture, so that an answer does not depend on its batch."""
         raise NotImplementedError
+
+
+@runtime_checkable
+class ClassWise(Protocol):
+    """A translator whose styles can be chosen class by class. Values are unit vectors: N_k of C channels for class k."""
+
+    def style_classes(self) -> dict[str, int]:
+        """The number N_k of items of each class."""
+        ...
+
+    def stored_values(self, target: int) -> dict[str, Tensor]:
+        """What training left for a domain: (N_k, C) by class."""
+        ...
+
+    def random_values(self, target: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """One draw: (N_k, C) by class."""
+        ...
+
+    def exemplar_values(self, picture: Tensor, target: int, classes: Tensor | None = None) -> dict[str, Tensor]:
+        """The style of each class that a picture (1, 3, H, W) of the target domain shows: (N_k, C); others are absent.
+
+        `classes` (1, h, w) says which cells of the feature grid show which class; without it the memory's own reading does.
+        """
+        ...
 
 
 def refuse(guide: Guide, understood: Sequence[str], method: str) -> None:

@@ -53,18 +53,59 @@ def memory_contrast(
     0.3133
     """
     with torch.autocast(features.device.type, enabled=False):
-        scores = unit(features).movedim(1, -1).flatten(0, 2) @ unit(items, dim=-1).mT.to(unit(features).dtype)  # (P, N)
+        scores = _cosines(features, items)  # (P, N)
         if positives is None:
             positives = nearest_items(scores, classes, item_class)
         losses = F.cross_entropy(scores / temperature, positives.flatten(), reduction="none")  # (P,)
-        if classes is None:
-            return losses.mean()
-        assert item_class is not None, "classes of pixels need the classes of items"
-        member = F.one_hot(classes.flatten(), int(item_class[-1]) + 1).to(losses.dtype)  # (P, K)
-        counts = reduce(torch.cat([member.sum(0), torch.ones_like(member[0, :1])])).detach()  # pixels of each class, ranks
-        counts, ranks = counts[:-1], counts[-1]
-        present = (counts > 0).sum()
-        return ranks * (losses @ member / counts.clamp_min(1)).sum() / present  # times ranks: gradients are averaged over them
+        return _mean_over_classes(losses, classes, item_class, reduce)
+
+
+def memory_triplet(
+    features: Tensor,
+    items: Tensor,
+    margin: float = 1.0,
+    classes: Tensor | None = None,
+    item_class: Tensor | None = None,
+    positives: Tensor | None = None,
+    reduce: Reduce = alone,
+) -> Tensor:
+    """The feature triplet loss that eq. 8 replaces (MNAD, Park et al. 2020): the second nearest item is the only negative.
+
+    max(0, |f - positive| - |f - negative| + margin), where the negative is the nearest of ALL other items. Arguments as in
+    `memory_contrast`. Raises ValueError for a memory with a single item.
+
+    >>> memory_triplet(torch.tensor([[[[1.0]], [[0.0]]]]), torch.eye(2), margin=2.0)  # 0 - sqrt(2) + 2
+    tensor(0.5858)
+    """
+    if len(items) < 2:
+        raise ValueError("the triplet loss needs at least two memory items")
+    with torch.autocast(features.device.type, enabled=False):
+        scores = _cosines(features, items)  # (P, N)
+        if positives is None:
+            positives = nearest_items(scores, classes, item_class)
+        positives = positives.flatten()[:, None]
+        negatives = scores.detach().scatter(1, positives, -torch.inf).argmax(1, keepdim=True)
+        # |a - b|^2 = 2 - 2 cos for unit vectors; the floor keeps the root's slope finite where they meet
+        near, far = ((2 - 2 * scores.gather(1, index)).clamp_min(1e-12).sqrt() for index in (positives, negatives))
+        return _mean_over_classes((near - far + margin).clamp_min(0)[:, 0], classes, item_class, reduce)
+
+
+def _cosines(features: Tensor, items: Tensor) -> Tensor:
+    """Cosines (P, N) of the pixels of (B, C, h, w) with items (N, C)."""
+    pixels = unit(features).movedim(1, -1).flatten(0, 2)
+    return pixels @ unit(items, dim=-1).mT.to(pixels.dtype)
+
+
+def _mean_over_classes(losses: Tensor, classes: Tensor | None, item_class: Tensor | None, reduce: Reduce) -> Tensor:
+    """The mean of losses (P,) in which each class weighs alike over the joint batch; without classes the plain mean."""
+    if classes is None:
+        return losses.mean()
+    assert item_class is not None, "classes of pixels need the classes of items"
+    member = F.one_hot(classes.flatten(), int(item_class[-1]) + 1).to(losses.dtype)  # (P, K)
+    counts = reduce(torch.cat([member.sum(0), torch.ones_like(member[0, :1])])).detach()  # pixels of each class, ranks
+    counts, ranks = counts[:-1], counts[-1]
+    present = (counts > 0).sum()
+    return ranks * (losses @ member / counts.clamp_min(1)).sum() / present  # times ranks: gradients are averaged over them
 
 
 def nearest_items(scores: Tensor, classes: Tensor | None, item_class: Tensor | None) -> Tensor:

@@ -53,6 +53,7 @@ class ClassAwareMemory(nn.Module):
     values: Tensor
     item_class: Tensor
     usage: Tensor
+    idle: Tensor
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class ClassAwareMemory(nn.Module):
         self.register_buffer("values", F.normalize(torch.randn(num_domains, num_items, value_dim, generator=generator), dim=-1))
         self.register_buffer("item_class", torch.tensor(owner))
         self.register_buffer("usage", torch.zeros(num_items))  # running share of its class's mass each item receives
+        self.register_buffer("idle", torch.zeros(num_items, dtype=torch.long))  # writes of its class since an item had a share
 
     def items_of(self, name: str) -> Tensor:
         """The indices (N_k,) of a class's items. Raises ValueError with the known classes."""
@@ -170,21 +172,29 @@ class ClassAwareMemory(nn.Module):
             total = of_class[self.item_class]
             share = mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
             self.usage.copy_(torch.where(total > 0, self.usage.lerp(share, usage_rate), self.usage))
+            self.idle.copy_(torch.where(total > 0, torch.where(mass > 0, 0, self.idle + 1), self.idle))
 
-    def collect(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
-        """The values (B, N, value_dim) that each picture alone would give; items it does not show keep the stored value."""
+    def revive(self, items: Tensor, domain: int, keys: Tensor, values: Tensor) -> None:
+        """Start items (M,) anew from pixels of a domain: contents (M, key_dim) and styles (M, value_dim)."""
+        with torch.no_grad():
+            self.keys[items] = unit(keys, dim=-1).to(self.keys)
+            self.values[domain, items] = unit(values, dim=-1).to(self.values)
+            self.idle[items] = 0
+
+    def collect(self, content: Tensor, style: Tensor, domain: int, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The values that each picture alone would give, each cell to its nearest item (of its class (B, h, w), if given).
+
+        Returns values (B, N, value_dim), differentiable in `style`, and the number of cells (B, N) behind each; items that a
+        picture does not show keep the stored value.
+        """
         with torch.autocast(content.device.type, enabled=False):
             pixels, styles = unit(content).flatten(2).mT, unit(style).flatten(2).mT  # (B, P, C)
-            scores = pixels @ self.keys.to(pixels.dtype).mT  # (B, P, N)
+            scores = pixels.detach() @ unit(self.keys, dim=-1).to(pixels.dtype).mT  # (B, P, N)
+            if classes is not None:
+                scores = scores.masked_fill(~self._allowed(classes.flatten(1)), -torch.inf)
             chosen = F.one_hot(scores.argmax(-1), len(self.keys)).to(scores.dtype)
-            sums = chosen.mT @ styles  # (B, N, C)
-            seen = chosen.sum(1)[..., None] > 0
-            return torch.where(seen, unit(sums, dim=-1), self.values[domain].to(sums.dtype))
-
-    def draw_values(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Random unit values (B, N, value_dim), one generator a picture: a style nobody stored."""
-        shape = self.values.shape[1:]
-        return torch.stack([F.normalize(torch.randn(shape, generator=generator), dim=-1) for generator in generators])
+            sums, cells = chosen.mT @ styles, chosen.sum(1)  # (B, N, C), (B, N)
+            return torch.where(cells[..., None] > 0, unit(sums, dim=-1), self.values[domain].to(sums.dtype)), cells
 
     def health(self) -> dict[str, float]:
         """Per class: mean cosine between different keys, and the number of items that receive under 1 % of an even share."""
