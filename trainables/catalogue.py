@@ -2,4 +2,9 @@
 
 METHODS: dict[str, str] = {
     "mguit": "trainables.mguit:MGUIT",
+    "drit": "trainables.drit:DRIT",
+    "cyclegan": "trainables.cyclegan:CycleGAN",
+    "munit": "trainables.munit:MUNIT",
+    "unit": "trainables.unit:UNIT",
+    "detector": "trainables.detector:Detector",
 }

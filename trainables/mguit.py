@@ -136,11 +136,11 @@ class StyleEncoder(nn.Module):
         width, value_dim, norm = config.width, config.memory.value_dim, config.style_norm
         self.nets = nn.ModuleList(
             nn.Sequential(
-                conv(3, width, 7),
+                nn.ReflectionPad2d((1, 2, 1, 2)),
+                nn.Conv2d(3, width, 4),
                 *(DownBlock(width * (1 if i == 0 else 2), width * 2, norm=norm) for i in range(config.downs)),
-                DownBlock(width * 2, width * 2, down=False, norm=norm),
-                nn.LeakyReLU(0.2),
-                nn.Conv2d(width * 2, value_dim, 1),
+                # released: a LeakyReLU follows, which keeps directions of styles out of most of the sphere
+                DownBlock(width * 2, value_dim, down=False, norm=norm),
             )
             for _ in range(domains)
         )
@@ -161,7 +161,7 @@ class ConcatGenerator(nn.Module):
         self.blocks = nn.Sequential(*(ResBlock(channels) for _ in range(config.generator_blocks - 1)))
         self.ups = nn.ModuleList()
         for i in range(config.downs):
-            inputs, channels = channels + style, top // 2**i
+            inputs, channels = channels + style, (channels + style) // 2
             count = 1 if i == 0 or config.share_generator else domains  # the first upsampling always serves all domains
             self.ups.append(nn.ModuleList(_upsample(inputs, channels) for _ in range(count)))
         self.last = nn.ModuleList(nn.Conv2d(channels + style, 3, 1) for _ in range(1 if config.share_generator else domains))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.parts.losses import memory_contrast
+from trainables.parts.losses import memory_contrast, memory_triplet
 from trainables.parts.memory import ClassAwareMemory, MemoryState
 
 CLASSES = {"background": 3, "car": 2, "sign": 1}
@@ -127,6 +127,56 @@ def test_the_contrast_does_not_depend_on_resolution_and_falls_under_descent() ->
         (grad,) = torch.autograd.grad(memory_contrast(content, memory.keys, 0.1), content)
         content = (content - 0.5 * grad).detach().requires_grad_()
     assert memory_contrast(content, memory.keys, 0.1) < coarse
+
+
+def test_the_triplet_takes_the_second_nearest_of_all_items_as_its_negative() -> None:
+    memory, content, classes = literal(), maps(1), labels(2)
+    losses: dict[int, list[float]] = {}
+    for c, k, _ in pixels(content, classes):
+        distances = [(c / c.norm() - key).norm() for key in memory.keys]
+        positive = min((n for n in range(len(distances)) if int(memory.item_class[n]) == k), key=lambda n: float(distances[n]))
+        negative = min((n for n in range(len(distances)) if n != positive), key=lambda n: float(distances[n]))
+        losses.setdefault(k, []).append(max(0.0, float(distances[positive] - distances[negative] + 0.3)))
+    expected = sum(sum(own) / len(own) for own in losses.values()) / len(losses)
+    loss = memory_triplet(content, memory.keys, 0.3, classes, memory.item_class)
+    assert float(loss) == pytest.approx(expected, abs=1e-10)
+    at_the_item = memory.keys[:1].reshape(1, 4, 1, 1).clone().requires_grad_()
+    (grad,) = torch.autograd.grad(memory_triplet(at_the_item, memory.keys, 3.0), at_the_item)
+    assert grad.isfinite().all()
+    with pytest.raises(ValueError, match="at least two"):
+        memory_triplet(content, memory.keys[:1])
+
+
+@pytest.mark.parametrize("with_classes", [True, False])
+def test_collected_values_are_the_unit_sums_of_each_items_own_cells(with_classes: bool) -> None:
+    memory, content, style = literal(), maps(1), maps(2, channels=3)
+    classes = labels(3, kinds=2) if with_classes else None  # no sign
+    values, cells = memory.collect(content, style, 1, classes)
+    for b in range(2):
+        for n in range(len(memory.keys)):
+            own = []
+            for i in range(3):
+                for j in range(3):
+                    scores = [float(cosine(content[b, :, i, j], key)) for key in memory.keys]
+                    items = [m for m in range(6) if classes is None or int(memory.item_class[m]) == int(classes[b, i, j])]
+                    if max(items, key=lambda m: scores[m]) == n:
+                        own.append(F.normalize(style[b, :, i, j], dim=0))
+            assert int(cells[b, n]) == len(own)
+            expected = F.normalize(sum(own, torch.zeros(3).double()), dim=0) if own else memory.values[1, n]
+            torch.testing.assert_close(values[b, n], expected)
+
+
+def test_idle_items_are_counted_while_their_class_is_written_and_start_anew() -> None:
+    memory = literal(assignment="hard").float()
+    content = memory.keys[0].reshape(1, 4, 1, 1).expand(1, 4, 3, 3)  # every pixel is item 0's
+    for _ in range(3):
+        write = memory.update([content, None], [maps(1, 1, channels=3).float(), None], [torch.zeros(1, 3, 3).long(), None])
+        memory.commit(write)
+    assert memory.idle.tolist() == [0, 3, 3, 0, 0, 0]  # no car and no sign was shown: theirs do not count
+    before = memory.values.clone()
+    memory.revive(torch.tensor([2]), 1, torch.tensor([[0.0, 2, 0, 0]]), torch.tensor([[3.0, 0, 0]]))
+    assert memory.keys[2].tolist() == [0, 1, 0, 0] and memory.values[1, 2].tolist() == [1, 0, 0]
+    assert torch.equal(memory.values[0], before[0]) and memory.idle.tolist() == [0, 3, 0, 0, 0, 0]
 
 
 @settings(max_examples=25, deadline=None)

@@ -39,6 +39,11 @@ def conv(
     return nn.Sequential(*layers, *([act] if act else []))
 
 
+def deconv(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    """Transposed 3x3 convolution that doubles the picture, normalisation, ReLU."""
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1), make_norm(norm, outputs), nn.ReLU())
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with instance norm around a skip; no activation at the end (DRIT's INSResBlock)."""
 
@@ -95,6 +100,74 @@ class ModulatedResBlock(nn.Module):
         hidden = F.relu(self.norms[0](self.convs[0](x), style))
         body: Tensor = self.norms[1](self.convs[1](hidden), style)
         return x + body
+
+
+def adain(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive instance norm: every channel of every picture (B, C, H, W) gets the mean `shift` and deviation `scale`, (B, C).
+
+    >>> adain(torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[5.0]]), torch.tensor([[3.0]])).round(decimals=3)
+    tensor([[[[2., 8.]]]])
+    """
+    return F.instance_norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class AdaINResBlock(nn.Module):
+    """A residual block whose two instance norms take shift and scale from a vector of style parameters (MUNIT)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(conv(channels, channels) for _ in range(2))
+
+    def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """`parameters` is (B, 4 C): shift and scale of the first norm, then of the second."""
+        shift1, scale1, shift2, scale2 = parameters.to(x.dtype).chunk(4, dim=1)
+        hidden = F.relu(adain(self.convs[0](x), shift1, scale1))
+        return x + adain(self.convs[1](hidden), shift2, scale2)
+
+
+class Mlp(nn.Sequential):
+    """`layers` fully connected layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int = 3) -> None:
+        sizes = [inputs, *(hidden for _ in range(layers - 1)), outputs]
+        body = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        super().__init__(*body[:-1])
+
+
+class GlobalStyleEncoder(nn.Sequential):
+    """Pictures (B, 3, H, W) to style vectors (B, style_dim); no normalisation, which would erase the style (MUNIT's E_s).
+
+    Of the `downs` halvings the first two double the channels. Pictures are at least 2 ** downs pixels.
+    """
+
+    def __init__(self, width: int, style_dim: int, downs: int = 4) -> None:
+        sizes = [width * 2 ** min(i, 2) for i in range(downs + 1)]
+        super().__init__(
+            conv(3, width, 7, act=nn.ReLU()),
+            *(conv(a, b, 4, 2, act=nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Conv2d(sizes[-1], style_dim, 1), nn.Flatten()),
+        )
+
+
+def content_layers(width: int, downs: int, blocks: int) -> nn.Sequential:
+    """Pictures to content (B, width * 2 ** downs, h, w): halvings and residual blocks with instance norm (MUNIT's E_c)."""
+    sizes = [width * 2**i for i in range(downs + 1)]
+    return nn.Sequential(
+        conv(3, width, 7, norm="instance", act=nn.ReLU()),
+        *(conv(a, b, 4, 2, norm="instance", act=nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)),
+        *(ResBlock(sizes[-1]) for _ in range(blocks)),
+    )
+
+
+def picture_layers(width: int, downs: int) -> nn.Sequential:
+    """Features (B, width * 2 ** downs, h, w) to pictures: doublings with layer norm, and tanh (the tail of MUNIT's decoder)."""
+    sizes = [width * 2**i for i in reversed(range(downs + 1))]
+    ups = [
+        layer
+        for a, b in zip(sizes, sizes[1:], strict=False)
+        for layer in (nn.Upsample(scale_factor=2, mode="nearest"), conv(a, b, 5, norm="layer", act=nn.ReLU()))
+    ]
+    return nn.Sequential(*ups, conv(width, 3, 7, act=nn.Tanh()))
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

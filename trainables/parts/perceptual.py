@@ -1,0 +1,72 @@
+"""The domain-invariant perceptual loss (Huang et al. 2018, section 5.1): VGG16 features without their channel statistics.
+
+A domain changes mean and deviation of a feature channel more than it changes where the feature is, so instance norm before the
+distance compares what is shown rather than how it looks.
+
+The released codes use Caffe's weights and preprocessing; here they are torchvision's, with torchvision's preprocessing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import vgg16
+
+from recollect.pretrained import WeightsFile, read_weights
+
+SOURCE = (
+    "of torchvision's VGG16 (VGG16_Weights.IMAGENET1K_V1, vgg16-397923af.pth) as safetensors: "
+    "python -c \"import torch; from safetensors.torch import save_file; "
+    "save_file(torch.load('vgg16-397923af.pth', weights_only=True), 'vgg16.safetensors')\""
+)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures in [0, 1]
+RELU5_3 = 30  # so many of the feature layers
+
+
+class Perceptual:
+    """Distances in VGG16's relu5_3. Frozen, and no module of the method that holds it.
+
+    So it is in no phase, no optimiser, no averaged copy and no bundle: nothing but training needs it. The file is read when a
+    distance is first asked for, that is in the first step of a run whose term `perceptual` has a weight; a bundle of that run
+    translates where the file is not.
+
+    Args:
+        file: the weights; may be empty where no distance is ever asked for.
+        field: what `file` is called in a configuration, for errors.
+    """
+
+    def __init__(self, file: WeightsFile, field: str = "model.vgg16") -> None:
+        self.file, self.field = file, field
+        self._net: nn.Module | None = None
+
+    def __call__(self, images: Tensor, references: Tensor) -> Tensor:
+        """Mean squared distance of instance-normalised features; pictures (B, 3, H, W) in [-1, 1], at least 32 pixels a side.
+
+        Raises ValueError where the weights are missing or are not what the configuration says, and for smaller pictures.
+        """
+        if min(images.shape[-2:]) < 32:  # a single cell of features has no deviation to divide by
+            raise ValueError(f"the perceptual loss needs pictures of 32 pixels, not {tuple(images.shape[-2:])}; set data.size")
+        with torch.no_grad():
+            wanted = self._features(references)
+        return (self._features(images) - wanted).square().mean()
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Instance-normalised features (B, 512, H / 16, W / 16), in fp32 or better."""
+        if self._net is None:
+            self._net = self._load()
+        net = self._net.to(images)
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+        features: Tensor = net(((images + 1) / 2 - mean) / deviation)
+        return F.instance_norm(features if features.dtype == torch.float64 else features.float())
+
+    def _load(self) -> nn.Module:
+        weights = read_weights(self.file, self.field, SOURCE, prefix="features.")
+        with torch.device("meta"):
+            net: nn.Module = vgg16(weights=None).features[:RELU5_3]
+        try:
+            net.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise ValueError(f"{self.field}.path: {self.file.path} does not hold the weights {SOURCE} ({text})") from None
+        return net.eval().requires_grad_(False)
