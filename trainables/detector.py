@@ -304,6 +304,7 @@ def _make_net(config: DetectorConfig, classes: int) -> Any:
         "box_nms_thresh": config.suppression,
         "box_detections_per_img": config.detections,
     }
+    sizes: tuple[tuple[float, ...], ...]
     if config.backbone == "tiny":
         backbone: Any = TinyBackbone(config.width)
         levels, sizes, cells = ["0"], (config.anchors,), 5

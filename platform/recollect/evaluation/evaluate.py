@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pyarrow import fs
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from recollect.bundle import Bundle, filesystem_of, open_bundle
+from recollect.config import find_method
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
-from recollect.evaluation.metrics import METRICS, RegionErrors, find_metric
+from recollect.evaluation.metrics import METRICS, find_metric
+from recollect.evaluation.statistics import Measured, bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
 from recollect.pipeline import Pipeline
+from recollect.trainable import Translator
 
 RESAMPLES = 1000
 KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
@@ -40,6 +41,7 @@ def evaluate(
     pictures: int | None = None,
     progress: Callable[[str], None] | None = None,
     device: str = "cpu",
+    domains: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A bundle and its baselines on a split of a store, one row a metric (see COLUMNS).
 
@@ -50,18 +52,25 @@ def evaluate(
         bundle: what to judge; its run says the direction and the size.
         pictures: how many source pictures; None: all of the split (of scenes, where there are scenes).
         progress: told in words what is being done.
+        domains: where a detector is judged; None: in those that it was trained on. Translators have a direction instead.
 
     Raises ValueError for unknown splits, and for stores without the bundle's domains.
     """
     tell = progress or (lambda text: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if not issubclass(find_method(opened.run.model.name), Translator):
+        from recollect.evaluation.detection import evaluate_detector  # which makes its rows with this module
+
+        return evaluate_detector(opened, store_uri, split, domains, pictures, device)
+    if domains is not None:
+        raise ValueError(f"{opened.path} translates {' to '.join(opened.run.direction())}; only a detector is judged by domain")
     pipeline, store, run = Pipeline.open(opened, device), Store.open(store_uri), opened.run
     cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
     tell(f"translating {len(cases)} pictures from {cases.source} to {cases.target}")
     judgement = judge(translate_all(pipeline, cases), cases)
     judgement.values.update(examine_memory(pipeline, cases))
     common = {"source": cases.source, "target": cases.target, "split": split, "pictures": len(cases), "data": store.digest}
-    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{_steps(opened)} steps"}
+    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
     found = _rows({**method, "bundle": opened.digest, **common}, judgement, cases)
     tell("fitting and judging baselines")
     for row in baselines.rows(cases, fitting):
@@ -70,7 +79,7 @@ def evaluate(
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-def _steps(bundle: Bundle) -> int:
+def steps_of(bundle: Bundle) -> int:
     """The step that the bundle's weights are from: the best ones may be older than the run."""
     return int(max((row["step"] for row in bundle.metrics()), default=0))
 
@@ -90,11 +99,11 @@ def _cases(
 
 
 def _rows(facts: dict[str, Any], judgement: Judgement, cases: Cases) -> list[dict[str, Any]]:
-    bounds = bootstrap(judgement, cases.regions)
+    intervals = bootstrap(judgement, cases.regions)
     nothing = (float("nan"), float("nan"))
     found = []
     for metric, value in judgement.values.items():
-        low, high = bounds.get(metric, nothing)
+        low, high = intervals.get(metric, nothing)
         features = "pyramid" if metric == DISTANCE else ""
         found.append({**facts, "metric": metric, "value": value, "low": low, "high": high, "features": features})
     return found
@@ -102,23 +111,15 @@ def _rows(facts: dict[str, Any], judgement: Judgement, cases: Cases) -> list[dic
 
 def bootstrap(judgement: Judgement, regions: Iterable[str], seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % intervals by resampling the pictures 1000 times: content_kept, and with truth scene_error and its regions."""
-    count = len(judgement.kept)
-    draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
-    bounds = {"content_kept": _interval(judgement.kept.double()[draws].mean(1))}
+    times = draw_pictures(len(judgement.kept), RESAMPLES, seed)
+    found = {"content_kept": bounds(times @ judgement.kept.double() / len(judgement.kept))}
     if judgement.errors is None:
-        return bounds
-    times = torch.zeros(RESAMPLES, count, dtype=torch.double).scatter_add_(1, draws, torch.ones(draws.shape, dtype=torch.double))
-    errors: RegionErrors = judgement.errors
-    by_region = (times @ (errors.error * errors.pixels)) / (times @ errors.pixels)  # (draws, R); nan: not drawn
-    bounds["scene_error"] = _interval(by_region.nanmean(1))
+        return found
+    errors = judgement.errors
+    by_region = Measured(errors.error[None], errors.pixels).by_group(times)[:, 0]  # (draws, R); nan: not drawn
+    found["scene_error"] = bounds(by_region.nanmean(1))
     shown = errors.pixels.sum(0) > 0
-    bounds |= {f"scene_error/{name}": _interval(by_region[:, r]) for r, name in enumerate(regions) if shown[r]}
-    return bounds
-
-
-def _interval(values: Tensor) -> tuple[float, float]:
-    low, high = values.nanquantile(values.new_tensor([0.025, 0.975])).tolist()
-    return low, high
+    return found | {f"scene_error/{name}": bounds(by_region[:, r]) for r, name in enumerate(regions) if shown[r]}
 
 
 def append(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import os
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 import numpy as np
 import torch
@@ -80,19 +81,23 @@ def colour_items(item_map: Tensor, item_class: Tensor, cell: int, size: tuple[in
 def item_colours(item_class: Sequence[int]) -> list[tuple[int, int, int]]:
     """An RGB colour for each item: greys for class 0, and well separated hues for the others.
 
+    Where there is one class only, a hue for each item.
+
     >>> item_colours([0, 1])
     [(140, 140, 140), (217, 100, 42)]
     """
     colours = []
+    if len(set(item_class)) == 1 < len(item_class):
+        item_class = range(1, len(item_class) + 1)
     for item, kind in enumerate(item_class):
         members = [other for other, of in enumerate(item_class) if of == kind]
         place = (members.index(item) + 0.5) / len(members)
         hue = (20 / 360 + (kind - 1) * 0.382) % 1.0  # steps of the golden section never come close to each other
-        light, saturation = (0.35 + 0.4 * place, 0.0) if kind == 0 else (0.33 + 0.36 * place, 0.7)
+        light, saturation = (0.22 + 0.66 * place, 0.0) if kind == 0 else (0.33 + 0.36 * place, 0.7)
         colours.append(tuple(int(255 * part) for part in colorsys.hls_to_rgb(hue, light, saturation)))
     return colours  # type: ignore[return-value]  # three parts each
 
 
-def save_png(picture: Tensor, path: str | os.PathLike[str]) -> None:
-    """Save (3, H, W) uint8 as a PNG file."""
+def save_png(picture: Tensor, path: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Save (3, H, W) uint8 as a PNG file, or write it to an open one."""
     Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(path, "PNG", optimize=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recollect.batch import Guide
+from recollect.data.schema import BACKGROUND
 from recollect.data.transforms import to_unit
 from recollect.evaluation.metrics import RegionErrors, region_errors
 from recollect.evaluation.validate import BATCH, Cases
@@ -28,11 +29,12 @@ def memory_use(pipeline: Pipeline, cases: Cases, seeds: tuple[int, ...] = (1, 2,
     - `memory_use/shuffled/<class>`: by how much (0.3 is 30 %) the error of a class's regions rises when classes exchange their
       stored values, mean over all rounds of exchange in which every class gets another's; `memory_use/shuffled`: their mean.
     - `memory_use/class_free`: by how much the macro error is higher without the true classes than with them.
+    - `memory_use/found`: share of the cells in boxes whose most read item is of the box's class, without being told it.
     - `memory_use/local/<class>`: pixels' mean change inside the class's regions, as a multiple of the change elsewhere, when
       that class's values alone are drawn anew (mean over `seeds`).
     """
     model = pipeline.model
-    classes = cases.class_map(model.stride)
+    classes = cases.class_map(model.stride) if cases.images.shape[-1] % model.stride == 0 else None
     if not isinstance(model, ClassWise) or cases.truth is None or classes is None or len(model.style_classes()) < 2:
         return {}
     names = tuple(model.style_classes())
@@ -53,6 +55,10 @@ def memory_use(pipeline: Pipeline, cases: Cases, seeds: tuple[int, ...] = (1, 2,
     for name, rise in rises.items():
         report[f"memory_use/shuffled/{name}"] = sum(rise) / len(rise)
     report["memory_use/shuffled"] = sum(report.values()) / len(names)
+
+    owner = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(list(model.style_classes().values())))
+    in_boxes = ours != names.index(BACKGROUND)
+    report["memory_use/found"] = float((owner[_most_read(pipeline, cases)] == ours)[in_boxes].float().mean())
 
     told = _errors(_translate(pipeline, cases, Guide(classes=ours)), cases)
     everything = [r for r in range(len(cases.regions)) if by_region.pixels[:, r].sum() > 0]
@@ -90,6 +96,12 @@ def _translate(pipeline: Pipeline, cases: Cases, guide: Guide) -> Tensor:
         own = guide if guide.classes is None else replace(guide, classes=guide.classes[part].to(pipeline.device))
         rows.append(pipeline(to_unit(cases.images[part]), cases.target, cases.source, own).images.float().cpu())
     return (torch.cat(rows) + 1) / 2
+
+
+def _most_read(pipeline: Pipeline, cases: Cases) -> Tensor:
+    """The item (B, h, w) that each cell reads most."""
+    batches = [cases.images[start : start + BATCH] for start in range(0, len(cases), BATCH)]
+    return torch.cat([pipeline(to_unit(b), cases.target, cases.source).extras["memory_map"].cpu() for b in batches])
 
 
 def _errors(translations: Tensor, cases: Cases) -> RegionErrors:

@@ -25,7 +25,7 @@ class Metric:
     name: str
     higher_is_better: bool
     unit: str
-    needs: Literal["truth", "pictures", "memory"]
+    needs: Literal["truth", "pictures", "memory", "boxes"]
     about: str
 
     @property
@@ -62,6 +62,12 @@ _LISTED = (
     ),
     Metric("memory/cosine", False, "cosine", "memory", "mean similarity of a class's different keys; 1: collapsed"),
     Metric("memory/dead", False, "items", "memory", "items of a class that are hardly ever written"),
+    Metric("memory_use/found", True, "share", "memory", "cells in boxes whose most read item is of the box's class"),
+    Metric("memory_use/shuffled", True, "of the error", "memory", "rise of a class's error when classes exchange their values"),
+    Metric("memory_use/class_free", False, "of the error", "memory", "rise of the error when nobody tells the reading the classes"),
+    Metric("memory_use/local", True, "ratio", "memory", "change inside a class, when its values change, to the change elsewhere"),
+    Metric("detection_map", True, "AP", "boxes", "COCO average precision over IoU .50 to .95, mean over classes"),
+    Metric("detection_map50", True, "AP", "boxes", "average precision at IoU .50, mean over classes"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _LISTED}
 

@@ -7,6 +7,7 @@ the reader's light or dark setting, and on a phone wide tables scroll in boxes o
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import os
@@ -22,6 +23,8 @@ import pandas as pd
 from recollect.config import Run
 from recollect.evaluation.curves import Curve, chart, number
 from recollect.evaluation.evaluate import KINDS, short, table
+from recollect.evaluation.grids import save_png
+from recollect.evaluation.memory_report import Drawing, Panel
 from recollect.evaluation.metrics import METRICS, Metric, find_metric
 
 STYLE = """
@@ -57,11 +60,17 @@ figure img { display: block; max-width: 100%; min-width: min(640px, 100%); heigh
 .chart svg { display: block; width: 100%; height: auto; margin-top: 4px; }
 svg text { fill: var(--soft); font: 10px system-ui, sans-serif; } .grid { stroke: var(--rule); stroke-width: 1; }
 .raw { fill: none; stroke: var(--faint); stroke-width: 1; } .line { fill: none; stroke: var(--accent); stroke-width: 1.6; }
-.dot { fill: var(--accent); }
+.dot { fill: var(--accent); } .even { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; }
+.wide { grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); }
+.dots { fill: none; stroke-width: 4; stroke-linecap: round; } .disc { stroke: var(--card); stroke-width: 1.2; }
+svg .on { fill: #fff; font-weight: 700; paint-order: stroke; stroke: #0006; stroke-width: 1.5px; } svg .name { font-size: 12px; }
+svg .over { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 16px; } .figures figure { max-width: 100%; }
 details { margin: 8px 0; } summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; padding: 12px; font-size: 12px; }
 @media (max-width: 500px) { main { padding: 16px 12px 48px; } h1 { font-size: 22px; }
-  .charts { grid-template-columns: 1fr; } figure img { max-width: none; width: 640px; } }
+  .charts { grid-template-columns: 1fr; } figure img { max-width: none; width: 640px; }
+  .figures img { width: auto; min-width: 0; max-width: 820px; } }
 """
 
 
@@ -75,6 +84,7 @@ def write_report(
     grids: Mapping[str, str | os.PathLike[str]],
     search: pd.DataFrame | None = None,
     facts: Mapping[str, str] | None = None,
+    memory: Sequence[Panel] = (),
 ) -> Path:
     """Write the page; a reader sees the old page or the new one, never a half.
 
@@ -84,6 +94,7 @@ def write_report(
         grids: caption -> a PNG file.
         search: one trial a row; sorted by its column `objective`.
         facts: what the reader should know first, in short words.
+        memory: what `memory_panels` found inside a method's memory.
 
     Parts for which there is nothing are left out.
     """
@@ -91,6 +102,7 @@ def write_report(
         _head(title, run, facts or {}),
         _section("Pictures", "".join(_figure(caption, file) for caption, file in grids.items())),
         _section("Results", "".join(_result(caption, frame) for caption, frame in tables.items())),
+        _section("Inside the memory", "".join(map(_panel, memory))),
         *_curves(metrics_history),
         _section("Search", _search(search, run) if search is not None and len(search) else ""),
         _section("Configuration", _configuration(run)),
@@ -123,9 +135,32 @@ def _section(heading: str, content: str) -> str:
 
 
 def _figure(caption: str, file: str | os.PathLike[str]) -> str:
-    picture = base64.b64encode(Path(file).read_bytes()).decode()
+    return _picture(caption, Path(file).read_bytes())
+
+
+def _picture(caption: str, png: bytes) -> str:
+    picture = base64.b64encode(png).decode()
     image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{picture}">'
     return f'<figure><div class="box">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _panel(panel: Panel) -> str:
+    """A panel of the memory: drawings as SVG beside one another, pictures below, then the numbers."""
+    charts = "".join(_drawing(drawing, drawing.image) for drawing in panel.drawings if isinstance(drawing.image, str))
+    content = f'<div class="charts{" wide" if panel.wide else ""}">{charts}</div>' if charts else ""
+    figures = ""
+    for drawing in panel.drawings:
+        if not isinstance(drawing.image, str):
+            png = io.BytesIO()
+            save_png(drawing.image, png)
+            figures += _picture(drawing.caption, png.getvalue())
+    content += f'<div class="figures">{figures}</div>' if figures else ""
+    content += _plain_table(panel.numbers) if panel.numbers is not None else ""
+    return f'<h3>{escape(panel.title)}</h3><p class="soft">{escape(panel.about)}</p>{content}'
+
+
+def _drawing(drawing: Drawing, svg: str) -> str:
+    return f'<div class="chart"><b>{escape(drawing.caption)}</b><span>{escape(drawing.fact)}</span>{svg}</div>'
 
 
 def _result(caption: str, frame: pd.DataFrame) -> str:

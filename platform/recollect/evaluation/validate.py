@@ -94,10 +94,10 @@ def gather(
         if not store.ids(split, domain):
             counts = {name: of.get(domain, 0) for name, of in store.manifest.counts.items()}
             raise ValueError(f"{store.uri} has no {split} picture of {domain!r} to evaluate on; it has {counts}")
-    candidates = _one_per_scene(store, split, source)[half or 0 :: 1 if half is None else 2]
-    records = store.records(_spread(candidates, pictures))
+    candidates = one_per_scene(store, split, source)[half or 0 :: 1 if half is None else 2]
+    records = store.records(spread(candidates, pictures))
     samples = tuple(_cut(store, record, size, short_side) for record in records)
-    held_out = store.records(_spread(_one_per_scene(store, split, target), max(len(records), 50)))
+    held_out = store.records(spread(one_per_scene(store, split, target), max(len(records), 50)))
     return Cases(
         source=source,
         target=target,
@@ -112,7 +112,7 @@ def gather(
     )
 
 
-def _one_per_scene(store: Store, split: str, domain: str) -> tuple[str, ...]:
+def one_per_scene(store: Store, split: str, domain: str) -> tuple[str, ...]:
     """One picture of each scene, the styles taking turns; where there are no scenes, all pictures."""
     ids = store.ids(split, domain)
     if not store.manifest.truth:
@@ -123,10 +123,10 @@ def _one_per_scene(store: Store, split: str, domain: str) -> tuple[str, ...]:
     return tuple(members[index % len(members)] for index, members in enumerate(groups.values()))
 
 
-def _spread(ids: Sequence[str], count: int | None) -> list[str]:
+def spread(ids: Sequence[str], count: int | None) -> list[str]:
     """`count` of them at even distances.
 
-    >>> _spread("abcdef", 3)
+    >>> spread("abcdef", 3)
     ['a', 'c', 'e']
     """
     if count is None or count >= len(ids):
@@ -222,9 +222,9 @@ def examine_memory(pipeline: Pipeline, cases: Cases) -> dict[str, float]:
     weights = torch.cat([_read_weights(pipeline, to_unit(images), cases) for images in _batches(cases.images)])
     report["effective_items"] = effective_items(weights)
     classes = cases.class_map(model.stride) if cases.images.shape[-1] % model.stride == 0 else None
-    if classes is not None:
+    names: tuple[str, ...] = model.memory.class_names
+    if classes is not None and set(cases.classes) <= set(names):  # a memory without classes has none to find
         height, width = classes.shape[1:]
-        names: tuple[str, ...] = model.memory.class_names
         ours = torch.tensor([names.index(name) for name in cases.classes])  # the memory may list the classes in another order
         report |= class_found(weights[..., :height, :width], ours[classes], model.memory.item_class.cpu(), names)
     return report
@@ -270,6 +270,11 @@ class Validator:
             self._untranslated = judge(self.cases.images.float() / 255, self.cases).values[self.metric]
             self.about += f", with a penalty where content_kept is below {self.floor:g}"
 
+    @staticmethod
+    def domains(run: Run) -> tuple[str, ...]:
+        """The domains that it needs pictures of: both ends of the run's direction."""
+        return run.direction()
+
     def _resolve(self, name: str) -> str:
         if name == "auto":
             return "scene_error" if self.cases.truth else DISTANCE
@@ -303,7 +308,7 @@ class Validator:
         input | translation | `styles` random styles | nearest true render (with truth) | the memory items read (with memory)
         """
         cases = self.cases
-        chosen = _spread([str(row) for row in range(len(cases))], rows)
+        chosen = spread([str(row) for row in range(len(cases))], rows)
         index = torch.tensor([int(row) for row in chosen])
         inputs = to_unit(cases.images[index])
         answer = pipeline(inputs, cases.target, source=cases.source)
