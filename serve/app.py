@@ -18,10 +18,11 @@ from ray.serve.handle import DeploymentHandle
 
 import recollect
 from serve import body, errors
-from serve.deployments import Answer, Refusal, Translator
+from serve.deployments import Answer, ClassStyles, Pixels, Refusal, Translator
 from serve.errors import ApiError
-from serve.pictures import decode, encode, encode_map
+from serve.pictures import PictureError, decode, encode, encode_map
 from serve.schema import (
+    STYLES_EXAMPLE,
     ErrorAnswer,
     Extras,
     Limits,
@@ -46,7 +47,8 @@ DESCRIPTION = """Translates pictures between the domains of one model, guided by
 
 `POST /v1/translate` takes a picture as a form (and answers with a picture) or as JSON (and answers with JSON). The answer has
 the size of the picture sent. Without a seed, one sample is the model's deterministic translation; with a seed, or with several
-samples, each sample has a random style that its seed determines, whatever else the server is computing at that moment.
+samples, each sample has a random style that its seed determines, whatever else the server is computing at that moment. Where the
+model has a memory, `styles` chooses the style of single classes: from another picture, a random draw, an item, or between two.
 """
 api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, redoc_url=None)
 errors.install(api)
@@ -54,12 +56,32 @@ errors.install(api)
 
 def _translate_docs() -> dict[str, Any]:
     """The request body of /v1/translate for OpenAPI; by hand, because one path takes two content types."""
-    json_example = {"image": "iVBORw0KGgo...", "target": "night", "samples": 2, "seed": 7, "format": "webp"}
+    plain = {"image": "iVBORw0KGgo...", "target": "night", "samples": 2, "seed": 7, "format": "webp"}
+    styles = {**STYLES_EXAMPLE, "background": {"exemplar": "iVBORw0KGgo..."}}
+    examples = {
+        "random styles": {"value": plain},
+        "styles class by class": {"value": {"image": "iVBORw0KGgo...", "target": "night", "styles": styles}},
+    }
     content = {
         "multipart/form-data": {"schema": TranslateForm.model_json_schema()},
-        "application/json": {"schema": TranslateRequest.model_json_schema(), "example": json_example},
+        "application/json": {"schema": _inlined(TranslateRequest.model_json_schema()), "examples": examples},
     }
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without `$defs`: in OpenAPI, references start at the document's root, where they are not."""
+    definitions = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolved(definitions[node["$ref"].rpartition("/")[2]])
+            return {key: resolved(value) for key, value in node.items()}
+        return [resolved(item) for item in node] if isinstance(node, list) else node
+
+    result: dict[str, Any] = resolved(schema)
+    return result
 
 
 def _picture_docs() -> dict[str, Any]:
@@ -73,6 +95,20 @@ def _picture_docs() -> dict[str, Any]:
     pictures = {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in ("png", "jpeg", "webp")}
     description = "the translated picture; JSON if the request was JSON, or wants several samples or a memory map"
     return {"description": description, "headers": headers, "model": TranslateAnswer, "content": pictures}
+
+
+def _decoded(asked: body.Asked, limits: Limits) -> tuple[Pixels, ClassStyles | None]:
+    """The picture, and the styles with the pictures that they name. Raises PictureError, which names the picture if it is one
+    of several."""
+    pictures = {"": asked.content, **asked.exemplars}
+    arrays: dict[str, Pixels] = {}
+    for name, content in pictures.items():
+        try:
+            arrays[name] = decode(content, limits).numpy()
+        except PictureError as error:
+            raise PictureError(error.code, f"{name}: {error.message}", error.hint, error.status) if name else error from None
+    picture = arrays.pop("")
+    return picture, ClassStyles(asked.styles, arrays) if asked.styles else None
 
 
 # What the endpoints call stands above them: `ingress` pickles them at this point, with the names that exist by then.
@@ -128,10 +164,10 @@ class Ingress:
     async def translate(self, request: Request) -> Response:
         """Translate a picture to another domain. See the schemas for every field."""
         asked = await body.read(request, self.limits)
-        picture = await asyncio.to_thread(decode, asked.content, self.limits)  # the loop goes on reading other requests
+        picture, styles = await asyncio.to_thread(_decoded, asked, self.limits)  # the loop goes on reading other requests
         options, seeds = asked.options, asked.options.seeds()
         with errors.of_serve():
-            answer = await self.translator.translate.remote(picture.numpy(), options.target, options.source, seeds)
+            answer = await self.translator.translate.remote(picture, options.target, options.source, seeds, styles)
         if isinstance(answer, Refusal):
             raise answer.error()
         make = _json_answer if asked.as_json else _picture_answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import recollect
+from recollect.batch import Guide
 from recollect.bundle import open_bundle
+from recollect.data.transforms import to_unit
 from recollect.pipeline import Pipeline, pad_to
+from recollect.styles import Shown, Style, StyleError, check, choose
+from recollect.trainable import ClassWise
 from serve.errors import ApiError
 
 logger = logging.getLogger("ray.serve")
 Pixels = NDArray[np.uint8]
+Values = Mapping[str, Tensor]  # class name -> (N_k, C)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStyles:
+    """Styles by class, and the pictures (3, H, W) that they name."""
+
+    chosen: Mapping[str, Style]
+    pictures: Mapping[str, Pixels]
+
+    def open(self, name: str) -> Shown:
+        """One of the pictures."""
+        return Shown(to_unit(torch.tensor(self.pictures[name]))[None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +49,16 @@ class Job:
     target: str
     source: str | None
     seed: int | None  # None: the method's own deterministic style
+    styles: ClassStyles | None = None  # those of single classes; the samples of one request share one object
 
     def key(self) -> tuple[object, ...]:
-        """Jobs with the same key can share one forward."""
-        return (*self.picture.shape, self.target, self.source, self.seed is None)
+        """Jobs with the same key can share one forward.
+
+        Without a seed, a class without a choice has its stored values, so all choices fit together; beside a seed it has what
+        the seed draws, which is the method's own business, so there the same classes must be chosen.
+        """
+        classes = frozenset(self.styles.chosen) if self.styles and self.seed is not None else frozenset()
+        return (*self.picture.shape, self.target, self.source, self.seed is None, classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +91,11 @@ class Refusal:
     def error(self) -> ApiError:
         """The same as a 422."""
         return ApiError(422, self.code, self.message, self.hint)
+
+
+def refused(error: StyleError) -> Refusal:
+    """What the ingress is told of styles that cannot be had."""
+    return Refusal(error.code, str(error), "GET /v1/model lists style_classes, the classes and the items of each; see /docs")
 
 
 class BatchTranslator:
@@ -110,13 +138,14 @@ class BatchTranslator:
             "classes": domains.classes,
             "size": self.run.data.size,
             "random_styles": self.random_styles,
+            "style_classes": self.pipeline.model.style_classes() if isinstance(self.pipeline.model, ClassWise) else {},
             "extras": self.extras,
             "device": str(self.pipeline.device),
             "recollect": recollect.__version__,
             "run": self.run.model_dump(mode="json"),
         }
 
-    def refusal(self, target: str, source: str | None, seeded: bool) -> Refusal | None:
+    def refusal(self, target: str, source: str | None, seeded: bool, styles: ClassStyles | None = None) -> Refusal | None:
         """Why such a request cannot be met, or None when it can."""
         for field, name in (("target", target), ("source", source)):
             try:
@@ -128,31 +157,72 @@ class BatchTranslator:
         if seeded and not self.random_styles:
             message = f"{self.run.model.name} has one translation per picture and no random styles"
             return Refusal("no_random_styles", message, "leave out seed, samples and random_style")
+        try:
+            if styles:
+                check(self.pipeline.model, styles.chosen)
+        except StyleError as error:
+            return refused(error)
         return None
 
     def translate(self, jobs: Sequence[Job]) -> list[Done | Exception]:
         """Translate pictures of any sizes and targets; like ones share a forward. One that fails does not harm the others."""
         groups: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
-        for index, job in enumerate(jobs):
-            groups[job.key()].append(index)
         results: dict[int, Done | Exception] = {}
+        chosen: dict[int, Values] = {}
+        for index, found in enumerate(self._values(jobs)):
+            if isinstance(found, Exception):
+                results[index] = found
+            else:
+                chosen[index] = found
+                groups[jobs[index].key()].append(index)
         for indices in groups.values():
             for part in self._parts(indices, jobs[indices[0]].picture):
                 try:
-                    results.update(zip(part, self._forward([jobs[index] for index in part]), strict=True))
+                    done = self._forward([jobs[index] for index in part], [chosen[index] for index in part])
+                    results.update(zip(part, done, strict=True))
                 except Exception as error:
                     logger.exception("a forward of %d pictures failed", len(part))
                     results.update(dict.fromkeys(part, error))
         return [results[index] for index in range(len(jobs))]
 
+    def _values(self, jobs: Sequence[Job]) -> list[Values | Exception]:
+        """What each job chooses, computed once for all samples of a request."""
+        keys = [(id(job.styles), job.target) for job in jobs]
+        found = {key: self._values_of(job) for key, job in dict(zip(keys, jobs, strict=True)).items()}
+        return [found[key] for key in keys]
+
+    def _values_of(self, job: Job) -> Values | Exception:
+        """The values of the classes that a job chooses, or why there are none."""
+        if job.styles is None:
+            return {}
+        try:
+            return choose(self.pipeline, job.target, job.styles.chosen, job.styles.open).values or {}
+        except StyleError as error:
+            return error
+        except Exception as error:
+            logger.exception("the styles of a request failed")
+            return error
+
+    def _guide(self, target: str, values: Sequence[Values]) -> Guide:
+        """The values (B, N_k, C) of all classes that any of B jobs chooses; the others have the stored ones."""
+        names = sorted({name for own in values for name in own})
+        if not names:
+            return Guide()
+        model = self.pipeline.model
+        assert isinstance(model, ClassWise)
+        stored = model.stored_values(self.pipeline.domains.index(target))
+        rows = {name: [own.get(name, stored[name]).to(self.pipeline.device) for own in values] for name in names}
+        return Guide(values={name: torch.stack(row) for name, row in rows.items()})
+
     def _parts(self, indices: list[int], picture: Pixels) -> list[list[int]]:
         step = max(1, self.max_pixels // (picture.shape[1] * picture.shape[2]))
         return [indices[start : start + step] for start in range(0, len(indices), step)]
 
-    def _forward(self, jobs: Sequence[Job]) -> list[Done]:
+    def _forward(self, jobs: Sequence[Job], values: Sequence[Values]) -> list[Done]:
         images = torch.from_numpy(np.stack([job.picture for job in jobs])).to(torch.float32).div_(127.5).sub_(1)  # (B, 3, H, W)
         seeds = [job.seed for job in jobs if job.seed is not None]
-        translation = self.pipeline(images, jobs[0].target, jobs[0].source, seeds=seeds or None)
+        guide = self._guide(jobs[0].target, values)
+        translation = self.pipeline(images, jobs[0].target, jobs[0].source, guide, seeds or None)
         pictures = translation.images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         maps, cell = self._maps(translation.extras.get("memory_map"), images)
         return [Done(pictures[row], len(jobs), maps[row] if maps is not None else None, cell) for row in range(len(jobs))]
@@ -200,15 +270,19 @@ class Translator:
         result: Done | Exception = await self.batched(job)
         return result
 
-    async def translate(self, picture: Pixels, target: str, source: str | None, seeds: list[int] | None) -> Answer | Refusal:
-        """Translate one picture (3, H, W) once for each seed, or once without."""
-        refusal = self.model.refusal(target, source, seeds is not None)
+    async def translate(
+        self, picture: Pixels, target: str, source: str | None, seeds: list[int] | None, styles: ClassStyles | None = None
+    ) -> Answer | Refusal:
+        """Translate one picture (3, H, W) once for each seed, or once without; `styles` hold for all of them."""
+        refusal = self.model.refusal(target, source, seeds is not None, styles)
         if refusal:
             return refusal
         wanted: Sequence[int | None] = seeds or [None]
-        results = await asyncio.gather(*[self._translated(Job(picture, target, source, seed)) for seed in wanted])
+        results = await asyncio.gather(*[self._translated(Job(picture, target, source, seed, styles)) for seed in wanted])
         done = [result for result in results if isinstance(result, Done)]
         for result in results:
+            if isinstance(result, StyleError):  # what only the exemplar itself could tell
+                return refused(result)
             if isinstance(result, Exception):
                 raise result
         return Answer(tuple(done), self.model.name, self.model.digest)

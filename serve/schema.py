@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from recollect.config import did_you_mean
+from recollect.styles import MAX_SEED, Style
 from serve.errors import ApiError
 
 MAX_SAMPLES = 8
-MAX_SEED = 2**32 - 1
 Format = Literal["png", "jpeg", "webp"]
 
 
 class Limits(BaseModel):
-    """What a picture may be at most and at least. Bytes are of the encoded file, pixels are height times width."""
+    """What a picture may be at most and at least. Pixels are height times width; bytes are of the encoded file, and of all
+    files of one request together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +28,7 @@ class Limits(BaseModel):
     max_pixels: Annotated[int, Field(ge=16 * 16)] = 2048 * 2048
     min_side: Annotated[int, Field(ge=1)] = 16
     max_aspect: Annotated[float, Field(ge=1)] = 16.0  # long side over short side
+    max_exemplars: Annotated[int, Field(ge=0)] = 4  # different pictures that the styles of one request may name
 
 
 class Options(BaseModel):
@@ -81,6 +84,20 @@ class Options(BaseModel):
         return [first + sample for sample in range(self.samples)]
 
 
+MAX_STYLES = 256  # classes that one request may name
+Styles = Annotated[dict[str, Style], Field(max_length=MAX_STYLES)]
+STYLES = TypeAdapter(Styles)
+STYLES_HELP = (
+    "the style of single classes, over whatever the others have (`/v1/model` lists the classes and their items): what training "
+    "left, a random draw, one of the class's items, the class in another picture of the target domain, or a mix of two of these"
+)
+STYLES_EXAMPLE: dict[str, Any] = {
+    "car": {"random": 7},
+    "sign": {"item": 1},
+    "person": {"mix": [{"stored": True}, {"random": 3}], "amount": 0.3},
+}
+
+
 class TranslateRequest(Options):
     """A translation asked for in JSON."""
 
@@ -88,12 +105,21 @@ class TranslateRequest(Options):
         str,
         Field(description="the picture (PNG, JPEG, WebP or BMP), base64; a `data:` URL is fine too", examples=["iVBORw0KGgo..."]),
     ]
+    styles: Annotated[Styles, Field(description=STYLES_HELP, examples=[STYLES_EXAMPLE])] = {}
 
 
 class TranslateForm(Options):
     """A translation asked for by a form. Without a domain of its own for files, OpenAPI calls the picture binary."""
 
     image: Annotated[str, Field(description="the picture: PNG, JPEG, WebP or BMP", json_schema_extra={"format": "binary"})]
+    styles: Annotated[
+        str,
+        Field(
+            description=f"JSON: {STYLES_HELP}. A picture is a file in a part `style.NAME`: the exemplar of the class NAME, or of "
+            'those that name the part, as in {"car": {"exemplar": "style.NAME", "boxes": [...]}}',
+            examples=[json.dumps(STYLES_EXAMPLE)],
+        ),
+    ] = ""
 
 
 class MemoryMap(BaseModel):
@@ -134,6 +160,10 @@ class ModelCard(BaseModel):
     classes: list[str]
     size: Annotated[int, Field(description="pixels of the square pictures it was trained on; others work, those work best")]
     random_styles: Annotated[bool, Field(description="whether the method takes `seed`, `samples` and `random_style`")]
+    style_classes: Annotated[
+        dict[str, int],
+        Field(description="the classes that `styles` can name, and the items of each; empty where the method has no memory"),
+    ]
     extras: Annotated[list[str], Field(description="what it tells beside the pictures")]
     device: str
     recollect: Annotated[str, Field(description="the version of this software")]
@@ -159,6 +189,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """A 422 from what pydantic found wrong with a request: `missing_target`, `bad_seed`, `unknown_field`, ..."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0]) if first["loc"] else ""
+    if field == "styles" and len(first["loc"]) > 1:
+        return explain_style(error)
     if first["type"] == "json_invalid":
         return ApiError(422, "invalid_json", f"the body is no JSON: {first['msg']}", "see /docs for an example")
     if first["type"] == "extra_forbidden":
@@ -172,6 +204,18 @@ def explain(error: ValidationError, model: type[BaseModel]) -> ApiError:
     code = "missing" if first["type"] == "missing" else "bad"
     others = _others(error.errors(include_url=False)[1:])
     return ApiError(422, f"{code}_{field}", f"{field}: {first['msg']}{others}", _hint(field, model))
+
+
+def explain_style(error: ValidationError) -> ApiError:
+    """A 422 from what pydantic found wrong with `styles`: `bad_styles`, with the class and what would have worked."""
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"] if part != "styles"]
+    # The place names the style's key twice, once as the kind of style: car.random.random.
+    place = ".".join(part for index, part in enumerate(where) if index == 0 or part != where[index - 1])
+    if first["type"] == "json_invalid":
+        place = "the field is no JSON"
+    message = f"styles: {place}: {first['msg']}" if place else f"styles: {first['msg']}"
+    return ApiError(422, "bad_styles", message, f"for instance {json.dumps(STYLES_EXAMPLE)}; see /docs")
 
 
 def _others(errors: Sequence[Any]) -> str:

@@ -9,15 +9,16 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from recollect.cli_data import data, data_show
 
 if TYPE_CHECKING:
     from recollect.config import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, help="Make and look at image stores.")
 app.add_typer(data, name="data")
 
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
@@ -35,63 +36,6 @@ def root() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
 
-@data.command("streets")
-def data_streets(
-    out: Annotated[str, typer.Argument(help="Where the store goes: a path or URI.")],
-    size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
-    train: Annotated[int, typer.Option(help="Unpaired training pictures a domain.")] = 600,
-    val: Annotated[int, typer.Option(help="Validation scenes.")] = 48,
-    test: Annotated[int, typer.Option(help="Test scenes.")] = 60,
-    references: Annotated[int, typer.Option(help="True renders of each scene in each domain.")] = 6,
-    seed: int = 0,
-) -> None:
-    """Draw the streets world: sunny, night, rainy, cloudy, with boxes and exact truth.
-
-    recollect data streets runs/streets-128 --size 128 --train 2000
-    """
-    from recollect.data.worlds import build_streets
-
-    manifest = build_streets(
-        out, size=size, train=train, val=val, test=test, references=references, seed=seed, progress=_progress("drawing")
-    )
-    _say_store(out, manifest)
-
-
-@data.command("folders")
-def data_folders(
-    folder: Annotated[Path, typer.Argument(help="trainA/ trainB/ (testA/ testB/), train/DOMAIN/ test/DOMAIN/, or DOMAIN/.")],
-    out: Annotated[str, typer.Argument(help="Where the store goes: a path or URI.")],
-    boxes: Annotated[list[str] | None, typer.Option(help="COCO boxes: FILE for all, or SPLIT=FILE (repeat).")] = None,
-    names: Annotated[str | None, typer.Option(help="Names for A and B: 'day,night'.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail at the first broken picture instead of skipping it.")] = False,
-    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to at most this long a side.")] = None,
-) -> None:
-    """Read folders of pictures into a store; broken pictures are listed and skipped.
-
-    recollect data folders photos runs/photos --names summer,winter --max-side 512
-    """
-    from recollect.data.sources.folders import ingest
-
-    pair = tuple(names.split(",")) if names else None
-    if pair is not None and len(pair) != 2:
-        raise ValueError(f"--names takes two names with a comma, as in day,night; not {names!r}")
-    found = ingest(folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=_progress("reading"))
-    for path, reason in found.skipped:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
-    _say_store(out, found.manifest)
-
-
-@data.command("show")
-def data_show(store: Annotated[str, typer.Argument(help="A store.")]) -> None:
-    """What a store holds, after checking its files against their digests.
-
-    recollect data show runs/streets-64
-    """
-    from recollect.data.store import Store
-
-    _say_store(store, Store.open(store, verify=True).manifest)
-
-
 @app.command()
 def train(
     what: Annotated[
@@ -105,9 +49,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its own configuration.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
-    """Train a translator.
+    """Train a translator, or a detector.
 
     recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
+    recollect train detector:tiny data.store=runs/streets-64 'data.domains=["night"]' --out runs/night-detector\n
     recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2\n
     recollect train --resume engine.steps=4000 --out runs/first
     """
@@ -123,7 +68,15 @@ def train(
         print(run.model_dump_json(indent=2))
         return
     bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
-    print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect serve {bundle}")
+    print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect {_next(run)} {bundle}")
+
+
+def _next(run: Run) -> str:
+    """The verb for a bundle that was just trained."""
+    from recollect.config import find_method
+    from recollect.trainable import Translator
+
+    return "serve" if issubclass(find_method(run.model.name), Translator) else "evaluate"
 
 
 def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
@@ -227,17 +180,19 @@ def evaluate(
     store: Annotated[str, typer.Option(help="An image store; default: the one it was trained on.")] = "",
     split: str = "test",
     pictures: Annotated[int | None, typer.Option(help="At most so many pictures.")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="A detector: judge it in this domain (repeat).")] = None,
     out: Annotated[Path | None, typer.Option(help="Append the rows to this Parquet table.")] = None,
 ) -> None:
-    """Judge a bundle beside its baselines.
+    """Judge a translator beside its baselines, or a detector.
 
-    recollect evaluate runs/first/best --out runs/results.parquet
+    recollect evaluate runs/first/best --out runs/results.parquet\n
+    recollect evaluate runs/sunny-detector/best --domain night
     """
     from recollect.bundle import open_bundle
     from recollect.evaluation.evaluate import append, show
     from recollect.evaluation.evaluate import evaluate as judge
 
-    frame = judge(bundle, store or open_bundle(bundle).run.data.store, split=split, pictures=pictures)
+    frame = judge(bundle, store or open_bundle(bundle).run.data.store, split=split, pictures=pictures, domains=domain)
     show(frame)
     if out is not None:
         append(out, frame)
@@ -254,21 +209,32 @@ def translate(
     samples: Annotated[int, typer.Option(help="Random styles a picture; 0: the one style without chance.")] = 0,
     seed: int = 0,
     exemplar: Annotated[Path | None, typer.Option(help="A picture of the wanted domain whose style to take.")] = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=STYLE", help="The style of one class (repeat), over whatever the others have."),
+    ] = None,
     device: str = "cpu",
 ) -> None:
     """Translate pictures; each keeps its size.
 
-    recollect translate runs/first/best street.png --to night --samples 3
+    A STYLE is `stored`, `random:SEED`, `item:N`, PICTURE (of the wanted domain), PICTURE@BOXES.json (COCO), or
+    `mix:AMOUNT:A:B` of two of these.
+
+    recollect translate runs/first/best street.png --to night --samples 3\n
+    recollect translate runs/first/best street.png --to night --style car=exemplar.jpg --style background=random:7\n
+    recollect translate runs/first/best street.png --to night --samples 3 --style sign=stored --style car=mix:0.3:stored:item:1
     """
     from recollect.batch import Guide
     from recollect.data.transforms import decode, to_uint8, to_unit
     from recollect.evaluation.grids import save_png
     from recollect.pipeline import Pipeline
+    from recollect.styles import choose, parse_choices
 
     pipeline = Pipeline.open(bundle, device)
     guide = Guide(exemplar=to_unit(decode(exemplar.read_bytes()))[None]) if exemplar else Guide()
     if exemplar and samples:
         raise ValueError("--exemplar gives the style already; leave --samples out")
+    guide = choose(pipeline, to, parse_choices(style or []), guide=guide)
     stems = [path.stem for path in pictures]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -282,6 +248,32 @@ def translate(
             name = out / (f"{path.stem}-{to}-{seed + index}.png" if samples else f"{path.stem}-{to}.png")
             save_png(to_uint8(result.images[0]), name)
             print(name)
+
+
+@app.command("translate-store")
+def translate_whole_store(
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
+    store: Annotated[str, typer.Option(help="The image store to translate.")],
+    source: Annotated[str, typer.Option("--from", help="The domain of the store whose pictures are taken.")],
+    to: Annotated[str, typer.Option(help="The domain wanted.")],
+    out: Annotated[str, typer.Option(help="Where the new store goes: a path or URI.")],
+    short_side: Annotated[int | None, typer.Option(help="Bring pictures to this short side first; default: their own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw a random style for every picture; default: no chance.")] = None,
+    device: str = "cpu",
+) -> None:
+    """Translate a domain of a store into a new store, with the boxes it had.
+
+    recollect translate-store runs/first/best --store runs/streets-64 --from sunny --to night --out runs/sunny-to-night\n
+    recollect train detector:tiny data.store=runs/sunny-to-night --out runs/night-detector
+    """
+    from recollect.cli_data import _progress, _say_store
+    from recollect.translated import translate_store
+
+    progress = _progress("translating")
+    manifest = translate_store(
+        bundle, store, out, source=source, target=to, short_side=short_side, seed=seed, device=device, progress=progress
+    )
+    _say_store(out, manifest)
 
 
 @app.command()
@@ -322,31 +314,6 @@ def show(what: Annotated[str, typer.Argument(help="A bundle, a run's directory, 
     opened = open_bundle(inner)
     print((opened.path / "README.md").read_text())
     print(f"digest {opened.digest}\nparents {opened.manifest['parents']}\nfiles {', '.join(opened.manifest['files'])}")
-
-
-def _progress(verb: str) -> Any:
-    def say(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{verb} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done == total:
-            print(f"{verb} {done}/{total}", file=sys.stderr)
-
-    return say
-
-
-def _boxes(given: list[str] | None) -> Any:
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    return dict(item.split("=", 1) for item in given)
-
-
-def _say_store(uri: str, manifest: Any) -> None:
-    print(f"store {uri}\n  digest  {manifest.digest}\n  source  {manifest.source}")
-    print(f"  classes {', '.join(manifest.classes)}{'' if manifest.annotated else ' (no boxes)'}")
-    for split, counts in manifest.counts.items():
-        print(f"  {split:7} {', '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
 def main() -> None:

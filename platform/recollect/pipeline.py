@@ -15,6 +15,8 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.bundle import Bundle, open_bundle
 from recollect.trainable import Translator
 
+BESIDE_SEEDS = ("values", "classes")  # guides that say nothing of the whole picture's style
+
 
 class Pipeline:
     """A translator ready to use: `Pipeline.open(bundle)(images, target)`.
@@ -58,11 +60,13 @@ class Pipeline:
             images: (B, 3, H, W) in [-1, 1], any H and W; the answer has the same size.
             target: the domain wanted.
             source: the domain the pictures are from; None: the first domain that is not `target`.
-            guide: what steers the style; the default is the method's own deterministic one.
-            seeds: one a picture: draw a random style from each (only without `guide`).
+            guide: what steers the style; the default is the method's own deterministic one. `recollect.styles.choose` makes one
+                from styles by class.
+            seeds: one a picture: draw a random style from each. Values and classes of `guide` may stand beside them: the values
+                of the named classes override what is drawn.
 
-        Raises ValueError for unknown domains, pictures that are no pictures, another number of seeds, and guides the method does
-        not understand.
+        Raises ValueError for unknown domains, pictures that are no pictures, another number of seeds or of values, and guides the
+        method does not understand.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be floats of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
@@ -71,15 +75,26 @@ class Pipeline:
         if seeds is not None:
             if len(seeds) != len(images):
                 raise ValueError(f"one seed a picture: there are {len(images)} pictures and {len(seeds)} seeds")
-            if guide.given():
-                raise ValueError(f"give seeds or a guide, not both (the guide has {', '.join(guide.given())})")
-            guide = self.model.sample_guide(to, [torch.Generator().manual_seed(seed) for seed in seeds])
+            whole = [name for name in guide.given() if name not in BESIDE_SEEDS]
+            if whole:
+                raise ValueError(
+                    f"give seeds or a guide, not both (the guide has {', '.join(whole)}); "
+                    f"only {' and '.join(BESIDE_SEEDS)} go with seeds"
+                )
+            drawn = self.model.sample_guide(to, [torch.Generator().manual_seed(seed) for seed in seeds])
+            guide = replace(drawn, **{name: getattr(guide, name) for name in BESIDE_SEEDS})
+        for name, value in (guide.values or {}).items():
+            if value.ndim == 3 and len(value) != len(images):
+                raise ValueError(f"values for {name!r} are of {len(value)} pictures; there are {len(images)}")
         with torch.inference_mode():
             padded, (height, width) = pad_to(images.to(self.device, self.dtype), self.model.stride)
             if guide.exemplar is not None:
                 guide = replace(guide, exemplar=pad_to(guide.exemplar.to(self.device, self.dtype), self.model.stride)[0])
             if guide.noise is not None:
                 guide = replace(guide, noise=guide.noise.to(self.device, self.dtype))
+            if guide.values is not None:
+                values = {name: value.to(self.device, self.dtype) for name, value in guide.values.items()}
+                guide = replace(guide, values=values)
             result = self.model.translate(padded, origin, to, guide)
         return Translation(result.images[..., :height, :width].clamp(-1, 1).to(images.dtype), result.extras)
 

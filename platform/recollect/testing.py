@@ -37,18 +37,23 @@ from recollect.training.sync import Group, Ranks
 def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int], step: int = 0) -> tuple[Batch, ...]:
     """Batches of noise, a pure function of (slot, step): one per domain. Slots from 2 on lack the last class.
 
-    So in a joint batch of 4 on two ranks, the second rank never sees that class.
+    So in a joint batch of 4 on two ranks, the second rank never sees that class. Boxes are noise of their own; every fourth
+    picture has none.
     """
     slots = tuple(slots)
     size = run.data.size
     batches = []
     for index, name in enumerate(domains.names):
-        images, classes = [], []
+        images, classes, boxes, labels = [], [], [], []
         for slot in slots:
             generator = torch.Generator().manual_seed(hash((index, slot, step)) % 2**31)
             images.append(torch.rand(3, size, size, generator=generator) * 2 - 1)
             present = max(len(domains.classes) - (slot >= 2), 1)
             classes.append(torch.randint(0, present, (size // stride, size // stride), generator=generator))
+            count = slot % 4 if present > 1 else 0
+            corner, extent = torch.rand(2, count, 2, generator=generator) * size / 2
+            boxes.append(torch.cat([corner, corner + extent + 1e-3], dim=1))
+            labels.append(torch.randint(1, max(present, 2), (count,), generator=generator))
         batches.append(
             Batch(
                 torch.stack(images),
@@ -56,6 +61,8 @@ def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int],
                 tuple(f"{name}-{slot}" for slot in slots),
                 slots,
                 torch.stack(classes),
+                boxes=tuple(boxes),
+                labels=tuple(labels),
             )
         )
     return tuple(batches)
@@ -129,6 +136,7 @@ class TrainableContract:
     run: ClassVar[Run]
     domains: ClassVar[Domains]
     guides: ClassVar[tuple[str, ...]] = ()  # the guides that the method understands, for the check that it refuses the others
+    random_styles: ClassVar[bool] = True  # False: one translation a picture, and `sample_guide` says so in a ValueError
 
     def _trainer(self, run: Run | None = None) -> Trainer:
         torch.manual_seed(0)
@@ -211,6 +219,12 @@ class TrainableContract:
         images = self._pictures(model)[:1].expand(3, -1, -1, -1)
         pipeline = Pipeline(model)
         target = self.domains.names[1]
+        if not self.random_styles:
+            with pytest.raises(ValueError, match=self.run.model.name):
+                model.sample_guide(1, [torch.Generator()])
+            with pytest.raises(ValueError, match=self.run.model.name):
+                pipeline(images, target, seeds=[5, 6, 5])
+            return
         first = pipeline(images, target, seeds=[5, 6, 5]).images
         torch.testing.assert_close(first[0], first[2], rtol=1e-4, atol=1e-4)
         assert not torch.allclose(first[0], first[1], atol=1e-3), "two seeds gave one style"

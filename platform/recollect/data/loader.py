@@ -174,9 +174,11 @@ def _collate(
     stride: int,
 ) -> Batch:
     images = to_unit(torch.stack([sample.image.as_subclass(Tensor) for sample, _ in samples]))  # (B, 3, size, size)
-    classes = None
+    classes = boxes = labels = None
     if store.manifest.annotated:  # a picture without boxes in an annotated store is background all over
         classes = torch.stack([rasterise(sample.boxes, sample.labels, images.shape[-1], stride) for sample, _ in samples])
+        boxes = tuple(sample.boxes.as_subclass(Tensor) for sample, _ in samples)
+        labels = tuple(sample.labels for sample, _ in samples)
     rows = [row for _, row in samples if row is not None]
     return Batch(
         images=images,
@@ -185,6 +187,8 @@ def _collate(
         slots=tuple(slots),
         classes=classes,
         attributes=torch.stack(rows) if rows else None,
+        boxes=boxes,
+        labels=labels,
     )
 
 

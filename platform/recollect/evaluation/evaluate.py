@@ -22,6 +22,7 @@ from recollect.data.store import Store
 from recollect.evaluation import baselines
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.statistics import Measured, bounds, draw_pictures
+from recollect.evaluation.memory_use import memory_use
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
@@ -68,7 +69,7 @@ def evaluate(
     cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
     tell(f"translating {len(cases)} pictures from {cases.source} to {cases.target}")
     judgement = judge(translate_all(pipeline, cases), cases)
-    judgement.values.update(examine_memory(pipeline, cases))
+    judgement.values.update(examine_memory(pipeline, cases) | memory_use(pipeline, cases))
     common = {"source": cases.source, "target": cases.target, "split": split, "pictures": len(cases), "data": store.digest}
     method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
     found = _rows({**method, "bundle": opened.digest, **common}, judgement, cases)

@@ -76,7 +76,9 @@ def _map(pipeline: Pipeline, parts: tuple[Cases, Cases], memory: Memory) -> Pane
 def _items(pipeline: Pipeline, cells: Cells) -> Panel:
     total = sum(map(len, cells.pictures))
     about = "For each item the places whose content is closest to its key, closest first, the cell marked; the upper row from "
-    about += f"{cells.domains[0]}, the lower from {cells.domains[1]} pictures: one key serves both. Above them, how many cells of "
+    about += (
+        f"{cells.domains[0]}, the lower from {cells.domains[1]} pictures: one key serves both. Above them, how many cells of "
+    )
     about += f"{total} pictures read the item. Items that are hardly ever written are dead."
     return Panel("What each item stands for", about, (Drawing("Closest cells by item", item_thumbnails(pipeline, cells)),))
 
@@ -118,7 +120,9 @@ def _use(memory: Memory) -> Panel:
     about = "The share of its class's writes that each item received, in per cent, a running mean; dashed: an even share. "
     about += "× marks a dead item."
     drawings = (
-        Drawing(use.name, usage_chart(use, memory.item_class.tolist()), f"{use.effective:.1f} of {len(use.items)} items effective")
+        Drawing(
+            use.name, usage_chart(use, memory.item_class.tolist()), f"{use.effective:.1f} of {len(use.items)} items effective"
+        )
         for use in class_use(memory)
     )
     crowded = any(len(use.items) > CROWDED for use in class_use(memory))

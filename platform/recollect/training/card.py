@@ -7,11 +7,15 @@ from typing import Any
 
 from recollect.batch import Domains
 from recollect.config import Run
-from recollect.trainable import Trainable
+from recollect.evaluation.memory_usage import memory_of, usage_markdown
+from recollect.trainable import Trainable, Translator
 
 
 def card_of(run: Run, domains: Domains, history: Sequence[Mapping[str, Any]], model: Trainable) -> str:
-    """Markdown: what this is, how it was trained, its losses by name with their weights, its last metrics, its health."""
+    """Markdown: what this is, how it was trained, its losses by name with their weights, its last metrics, its health.
+
+    For a method with a memory, also what each item was written.
+    """
     step = history[-1]["step"] if history else 0
     newest: dict[str, Any] = {}
     for row in history:
@@ -22,14 +26,16 @@ def card_of(run: Run, domains: Domains, history: Sequence[Mapping[str, Any]], mo
     )
     hidden = ("step", "rate", "images_per_s")
     metrics = "\n".join(f"| {k} | {v:.4f} |" for k, v in newest.items() if not k.startswith("loss/") and k not in hidden)
+    memory = memory_of(model)
+    remembered = f"\n## Memory\n{usage_markdown(memory)}\n" if memory is not None else ""
     health = "\n".join(f"| {name} | {value:.4f} |" for name, value in model.health().items())
-    source, target = run.direction() if len(run.data.domains) > 1 else ("", "")
+    judged, use = _purpose(run, domains, model)
     return f"""# {run.name}
 
 `{run.model.name}`, trained for {step} steps at {run.data.size} px on `{run.data.store}`: {", ".join(domains.names)}
-(classes: {", ".join(domains.classes)}). Judged on {source} to {target}.
+(classes: {", ".join(domains.classes)}). Judged on {judged}.
 
-Use it: `recollect translate BUNDLE picture.png --to {target or domains.names[-1]}`, or `recollect serve BUNDLE`.
+Use it: {use}.
 
 ## Losses at the end
 | term | weight | value |
@@ -45,4 +51,15 @@ Use it: `recollect translate BUNDLE picture.png --to {target or domains.names[-1
 | | |
 |---|---|
 {health}
-"""
+{remembered}"""
+
+
+def _purpose(run: Run, domains: Domains, model: Trainable) -> tuple[str, str]:
+    """What it was judged on, and the commands to use it with."""
+    if not isinstance(model, Translator):
+        return f"its own task in {', '.join(domains.names)}", "`recollect evaluate BUNDLE`"
+    source, target = run.direction() if len(run.data.domains) > 1 else ("", "")
+    return (
+        f"{source} to {target}",
+        f"`recollect translate BUNDLE picture.png --to {target or domains.names[-1]}`, or `recollect serve BUNDLE`",
+    )

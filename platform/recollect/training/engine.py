@@ -48,15 +48,18 @@ class Batches(Protocol):
 
 
 class Judge(Protocol):
-    """What judges a translator during training (`recollect.evaluation.validate.Validator`)."""
+    """What judges a method during training: the class that `Trainable.judged_by` names (`Validator`, `DetectionJudge`).
+
+    It is given what `Trainer.subject` returns: a Pipeline for a translator, else the method itself.
+    """
 
     metric: str
 
     @property
     def mode(self) -> str: ...
 
-    def __call__(self, pipeline: Pipeline) -> dict[str, float]: ...
-    def grid(self, pipeline: Pipeline) -> Tensor: ...
+    def __call__(self, subject: Any, /) -> dict[str, float]: ...
+    def grid(self, subject: Any, /) -> Tensor: ...
 
 
 class NotFinite(ValueError):
@@ -155,10 +158,11 @@ class Trainer:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def pipeline(self) -> Pipeline | None:
-        """The averaged weights where they are kept, else the live ones, ready to translate; None for what is no translator."""
+    def subject(self) -> Pipeline | Trainable:
+        """What a judge judges: the averaged weights where they are kept, else the live ones; ready to translate, or to use."""
         model = self.ema.module if self.ema is not None else self.model
-        return Pipeline(model, self.run.name, self.device) if isinstance(model, Translator) else None
+        assert isinstance(model, Trainable)
+        return Pipeline(model, self.run.name, self.device) if isinstance(model, Translator) else model.eval()
 
     def save(self, path: Path, history: list[dict[str, Any]], parents: Mapping[str, str], training: bool = True) -> None:
         """Write a bundle of the present state; with `training` one that training can go on from."""
@@ -174,6 +178,13 @@ class Trainer:
             card=card_of(self.run, self.domains, history, self.model),
             extra=checkpoint.pack(self.step, self.optimisers, averaged, self.best) if training else None,
         )
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Let the method read what it starts from; returns the history of a run that begins, which is empty."""
+        self.model.begin()
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.model.state_dict())
+        return []
 
     def resume(self, path: Path, parents: Mapping[str, str]) -> list[dict[str, Any]]:
         """Go on from a checkpoint; returns its history. The step after this is the one that would have come.
@@ -232,7 +243,7 @@ def fit(
     if run.engine.threads:
         torch.set_num_threads(run.engine.threads)
     trainer = Trainer(run, domains, ranks)
-    history = trainer.resume(resume, parents or {}) if resume is not None else []
+    history = trainer.resume(resume, parents or {}) if resume is not None else trainer.begin()
     if resume is not None and trainer.ranks.rank == 0 and not (directory / "best").exists():
         trainer.best = _bring_best(resume.parent / "best", directory / "best", trainer.best)
     loop = _Loop(trainer, directory, judge, report, dict(parents or {}), history)
@@ -318,14 +329,12 @@ class _Loop:
 
     def _evaluate(self) -> dict[str, float]:
         assert self.tracker is not None
-        pipeline = self.trainer.pipeline()
-        if self.judge is None or pipeline is None:
+        if self.judge is None:
             return {}
-        was_training = pipeline.model.training
-        metrics = self.judge(pipeline)
+        subject = self.trainer.subject()
+        metrics = self.judge(subject)
         self.tracker.metrics(self.trainer.step, metrics)
-        self.tracker.pictures(self.trainer.step, self.judge.grid(pipeline))
-        pipeline.model.train(was_training)
+        self.tracker.pictures(self.trainer.step, self.judge.grid(subject))
         value, sign = metrics["objective"], 1 if self.judge.mode == "min" else -1
         if self.trainer.best is None or sign * value < sign * self.trainer.best:
             self.trainer.best = value
@@ -333,9 +342,8 @@ class _Loop:
         return metrics
 
     def _sample(self) -> None:
-        pipeline = self.trainer.pipeline()
-        if self.tracker and self.judge is not None and pipeline is not None:
-            self.tracker.pictures(self.trainer.step, self.judge.grid(pipeline))
+        if self.tracker and self.judge is not None:
+            self.tracker.pictures(self.trainer.step, self.judge.grid(self.trainer.subject()))
 
     def _log(self) -> None:
         if self.tracker is not None:

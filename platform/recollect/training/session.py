@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recollect.batch import Domains
-from recollect.config import Run, merge
+from recollect.config import Run, find_method, merge, resolve
 from recollect.data.loader import Feed
 from recollect.data.store import Store
-from recollect.evaluation.validate import Validator
 from recollect.training.checkpoint import is_checkpoint
 from recollect.training.engine import Judge, Report, build, fit
 from recollect.training.sync import Ranks
@@ -22,20 +21,22 @@ logger = logging.getLogger("recollect")
 def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Run:
     """The run with what it leaves open taken from the store: its URI, its domains, its classes.
 
-    Raises ValueError where the store has no two domains to translate between.
+    Raises ValueError where there are fewer domains than the method needs.
     """
-    names = run.data.domains or store.domains.names[:2]
-    if len(names) < 2:
-        raise ValueError(f"{store.uri} has the domain {', '.join(names)} only; translation needs two")
-    if not run.data.domains and len(store.domains.names) > 2:
-        say(f"the store has {', '.join(store.domains.names)}; taking {names[0]} and {names[1]} (set data.domains for others)")
+    needed: int = find_method(run.model.name).domains_needed
+    names = run.data.domains or store.domains.names[:needed]
+    if len(names) < needed:
+        where = "data.domains names" if run.data.domains else f"{store.uri} has"
+        raise ValueError(f"{where} the domain {', '.join(names)} only; {run.model.name} needs {needed}")
+    if not run.data.domains and len(store.domains.names) > needed:
+        say(f"the store has {', '.join(store.domains.names)}; taking {' and '.join(names)} (set data.domains for others)")
     for end in ("source", "target"):
         domain = getattr(run.evaluation, end)
         if domain and domain not in names:
             raise ValueError(f"evaluation.{end} is {domain!r}, but the run has the domains {', '.join(names)}")
     classes = store.domains.only(tuple(names)).classes
     if len(classes) == 1:
-        say("the store has no boxes: the memory has the background class alone")
+        say("the store has no boxes: there is the background class alone")
     uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)  # workers stand in other folders
     changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": uri}})
     changed["model"] = run.model.suited_to(classes).model_dump()
@@ -48,13 +49,15 @@ def domains_of(run: Run, store: Store) -> Domains:
 
 
 def judge_of(run: Run, store: Store) -> Judge | None:
-    """The validator, where the store has validation pictures of both ends of the run's direction."""
+    """The judge that the method names, where the store has validation pictures of every domain that it looks at."""
+    kind = resolve(find_method(run.model.name).judged_by)
     counts = store.manifest.counts.get("val", {})
-    missing = [name for name in run.direction() if not counts.get(name)]
+    missing = [name for name in kind.domains(run) if not counts.get(name)]
     if missing:
         logger.warning("no validation pictures of %s: nothing judges the run, the newest weights are kept", ", ".join(missing))
         return None
-    return Validator(store, run)
+    judge: Judge = kind(store, run)
+    return judge
 
 
 def train(

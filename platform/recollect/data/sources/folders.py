@@ -6,7 +6,6 @@ Every picture is really decoded once. What cannot be decoded is listed with its 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from collections import Counter
@@ -16,14 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from recollect.config import did_you_mean
 from recollect.data.loader import in_order
-from recollect.data.schema import BACKGROUND, SPLITS, Box, Record
+from recollect.data.schema import BACKGROUND, SPLITS, Record
 from recollect.data.sources.coco import Annotations, Entry, read_coco
-from recollect.data.store import Manifest, StoreWriter
-from recollect.data.transforms import FORMATS, open_image
+from recollect.data.sources.pictures import Ingest, read_picture
+from recollect.data.store import StoreWriter
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LAYOUTS = """
@@ -33,17 +30,6 @@ LAYOUTS = """
   DOMAIN/...                                    a folder a domain, no splits
 val and test may be missing; a tenth of train then takes their place. Pictures are """ + " ".join(EXTENSIONS)
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-KEPT = ("JPEG", "MPO", "PNG", "WEBP")  # encodings that a store keeps as they are (an MPO is a JPEG with more behind it)
-KEPT_BYTES = 16 << 20  # larger files become JPEG
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-
-
-@dataclass(frozen=True, slots=True)
-class Ingest:
-    """What became of a folder: the store's manifest, and the (path, reason) of every file that was left out."""
-
-    manifest: Manifest
-    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,41 +223,17 @@ def _match_boxes(files: Mapping[str, Annotations], found: Sequence[Found]) -> di
 def _read(root: Path, item: Found, *, entries: Mapping[str, Entry], max_side: int | None) -> Record | str:
     """The record of a picture, or why it cannot be decoded. Boxes that do not fit are no matter of decoding: they raise."""
     try:
-        content = (root / item.path).read_bytes()
-        image = open_image(content)
-        encoded = content if _keep(content) else None
+        picture = read_picture(root / item.path, max_side)
     except (OSError, ValueError) as error:
         return str(error)
-    boxes = entries[item.path].boxes_within(image.width, image.height) if item.path in entries else None
-    if max_side is not None and max(image.size) > max_side:
-        scale = max_side / max(image.size)
-        small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
-        across, down = small.width / image.width, small.height / image.height
-        boxes = boxes and tuple(Box(b.label, b.x1 * across, b.y1 * down, b.x2 * across, b.y2 * down) for b in boxes)
-        image, encoded = small, None
+    boxes = entries[item.path].boxes_within(*picture.original) if item.path in entries else None
     return Record(
         id=item.path,
-        image=encoded or _encode(image, content),
+        image=picture.content,
         domain=item.domain,
-        width=image.width,
-        height=image.height,
+        width=picture.width,
+        height=picture.height,
         split=item.split,
-        boxes=boxes,
+        boxes=boxes and tuple(picture.shrunk(box) for box in boxes),
         source=f"{root.resolve().name}/{item.path}",
     )
-
-
-def _keep(content: bytes) -> bool:
-    """Whether the store takes these bytes as they are: a common encoding, upright, of sane size."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-        return opened.format in KEPT and len(content) <= KEPT_BYTES and opened.getexif().get(ORIENTATION, 1) == 1
-
-
-def _encode(image: Image.Image, original: bytes) -> bytes:
-    """The picture as JPEG where it was one or is huge, else lossless as PNG."""
-    sink = io.BytesIO()
-    if original.startswith(b"\xff\xd8") or len(original) > KEPT_BYTES:
-        image.save(sink, "JPEG", quality=95, subsampling=0)
-    else:
-        image.save(sink, "PNG")
-    return sink.getvalue()
