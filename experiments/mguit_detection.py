@@ -37,7 +37,7 @@ from experiments.detection_page import ORACLE, SOURCE_ONLY, page
 if TYPE_CHECKING:
     import pandas as pd
 
-    from experiments.table_runs import Outcome
+    from experiments.table_jobs import Job
     from experiments.tables import OnRay
     from recollect.bundle import Bundle
     from recollect.config import Run
@@ -69,7 +69,8 @@ def translator_run(store: str, source: str, target: str, size: str) -> Run:
     judged = {"source": source, "target": target}
     if size == "paper":
         items = {"background": 8, **dict.fromkeys(CLASSES, 3)}
-        model = {"memory": {"items_per_class": items, "assignment": "hard", "read_temperature": 0.1, "update_temperature": 0.1}}
+        sharp = {"assignment": "hard", "read_temperature": 0.1, "update_temperature": 0.1}  # as printed, the memory collapses
+        model = {"memory": {"items_per_class": items, **sharp}}
         return preset("mguit:paper", data=data, model=model, evaluation=judged)
     if size == "world":
         model = {"width": 24, "downs": 2}
@@ -82,7 +83,7 @@ class Test:
     """One row of the table with one seed: a detector, and the translator of the test pictures where they are translated."""
 
     arm: str
-    outcome: Outcome
+    seed: int
     detector: Bundle
     translator: Bundle | None
 
@@ -131,7 +132,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, command: str) -> int:
     """The whole protocol in order: translators, translated pictures, detectors, tests, page."""
-    from experiments.table_runs import at_work, plan, train_jobs
+    from experiments.table_jobs import plan
+    from experiments.table_runs import at_work, train_jobs
     from experiments.tables import _on_ray
     from recollect.bundle import open_bundle
     from recollect.config import overlay
@@ -148,7 +150,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
             translators = _translators(arguments, place, size, store, on)
             arms = _arms(arguments, place, store, detector, translators)
             outcomes = train_jobs(plan(arms, arguments.seeds, f"{place}/detectors"), arguments.parallel, on)
-            done = {outcome: open_bundle(outcome.bundle) for outcome in outcomes if outcome.facts is not None}
+            done = [(outcome.job, open_bundle(outcome.bundle)) for outcome in outcomes if outcome.facts is not None]
             frame, resamples = _judge(arguments, place, store, _tests(done, translators))
     finally:
         if on is not None:
@@ -176,7 +178,8 @@ def _store(arguments: argparse.Namespace, place: str, size: str) -> str:
 
 def _translators(arguments: argparse.Namespace, place: str, size: str, store: Store, on: OnRay | None) -> dict[str, Bundle]:
     """The translators by name; MGUIT, trained with the first seed, where none are given."""
-    from experiments.table_runs import plan, train_jobs
+    from experiments.table_jobs import plan
+    from experiments.table_runs import train_jobs
     from experiments.tables import Arm
     from recollect.bundle import open_bundle
     from recollect.config import overlay
@@ -232,12 +235,12 @@ def adapted_pictures(name: str) -> str:
     return f"{name}: pictures adapted"
 
 
-def _tests(done: dict[Outcome, Bundle], translators: dict[str, Bundle]) -> Iterator[Test]:
-    for outcome, bundle in done.items():
-        yield Test(outcome.job.arm, outcome, bundle, None)
-        if outcome.job.arm == SOURCE_ONLY:
+def _tests(done: Iterable[tuple[Job, Bundle]], translators: dict[str, Bundle]) -> Iterator[Test]:
+    for job, bundle in done:
+        yield Test(job.arm, job.seed, bundle, None)
+        if job.arm == SOURCE_ONLY:
             for name, translator in translators.items():
-                yield Test(adapted_pictures(name), outcome, bundle, translator)
+                yield Test(adapted_pictures(name), job.seed, bundle, translator)
 
 
 def _judge(
@@ -252,7 +255,7 @@ def _judge(
     for test in tests:
         facts = {
             "arm": test.arm,
-            "seed": test.outcome.job.seed,
+            "seed": test.seed,
             "detector": test.detector.digest,
             "translator": test.translator.digest if test.translator else "",
             "data": store.digest,

@@ -62,11 +62,11 @@ class Outcome:
 def plan(arms: Sequence[Arm], seeds: Sequence[int], storage: str) -> list[Job]:
     """The jobs of a table below `storage`, all arms with the first seed first. Equal seeds mean equal data in equal order.
 
-    Raises ValueError for arms of one name, and for arms on the same domains that do not see the same pictures.
+    Raises ValueError for arms of one name, and for arms on the same domains of a store that do not see the same pictures.
     """
     stores: dict[str, Store] = {}
     jobs: list[Job] = []
-    cuts: dict[tuple[str, ...], tuple[str, Data]] = {}
+    cuts: dict[tuple[str, tuple[str, ...]], tuple[str, Data]] = {}
     for seed in dict.fromkeys(seeds):
         for arm in arms:
             uri = arm.run.data.store
@@ -74,7 +74,7 @@ def plan(arms: Sequence[Arm], seeds: Sequence[int], storage: str) -> list[Job]:
             every = arm.run.engine.checkpoint_every or max(arm.run.engine.steps // CHECKPOINTS, 1)
             changes = {"name": arm.name, "seed": seed, "engine.checkpoint_every": every}
             run = overlay(suit(arm.run, store, lambda text: None), changes)
-            first = cuts.setdefault(run.data.domains, (arm.name, run.data))
+            first = cuts.setdefault((uri, run.data.domains), (arm.name, run.data))
             if first[1] != run.data:
                 raise ValueError(f"{first[0]} and {arm.name} do not see the same pictures: {first[1]} and {run.data}")
             digest = digest_of(run, store.digest)

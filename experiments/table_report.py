@@ -139,14 +139,16 @@ def _values(
     intervals: bool,
 ) -> str:
     found = {(name, metric): numbers.estimate(direction, name, metric) for name in names for metric in metrics}
-    best = {metric: _best([name for name in methods if found[name, metric]], metric, found) for metric in metrics}
-    rows = [[name, *(_cell(found[name, m], best[m] == name, intervals) for m in metrics)] for name in names]
+    best = {metric: _best(methods, metric, found) for metric in metrics}
+    rows = [[name, *(_cell(found[name, m], name in best[m], intervals) for m in metrics)] for name in names]
     return _markdown(["", *map(_head, metrics)], rows)
 
 
-def _best(names: Sequence[str], metric: str, found: dict[tuple[str, str], Interval | None]) -> str:
-    sign = -1 if find_metric(metric).higher_is_better else 1
-    return min(names, key=lambda name: sign * (found[name, metric] or Interval(0, 0, 0)).value) if len(names) > 1 else ""
+def _best(names: Sequence[str], metric: str, found: dict[tuple[str, str], Interval | None]) -> list[str]:
+    """The arms with the best value, where there is more than one arm to choose from."""
+    values = {name: interval.value for name in names if (interval := found[name, metric]) is not None}
+    best = (max if find_metric(metric).higher_is_better else min)(values.values(), default=0.0)
+    return [name for name, value in values.items() if value == best] if len(values) > 1 else []
 
 
 def _head(metric: str) -> str:

@@ -131,6 +131,9 @@ def _check(table: Table, arms: Sequence[Arm]) -> None:
         if not any(set(direction) <= set(arm.run.data.domains) for direction in table.directions):
             shown = ", ".join("-".join(direction) for direction in table.directions)
             raise ValueError(f"{arm.name} is trained on {arm.run.data.domains}, which is no direction of {table.name} ({shown})")
+    stores = sorted({arm.run.data.store for arm in arms})
+    if len(stores) > 1:
+        raise ValueError(f"the arms of a table are judged on one store, not on {' and '.join(stores)}")
     names = {arm.name for arm in arms}
     if table.reference not in names:
         raise ValueError(f"the reference {table.reference!r} is not among the arms{did_you_mean(table.reference, names)}")

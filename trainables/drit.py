@@ -25,7 +25,8 @@ Where this departs from the paper or from its released code, and why:
 - The content critic pools its answer and has no 4x4 layer, so pictures from 64 px up work (the released one needs 216 px).
 - `d_iter` counts iterations as the released code does: the content critic learns at each, everything else at every
   `d_iter`-th. So `engine.steps` is `d_iter` times the number of translators' updates.
-- Without a guide the style is z = 0, the mean of the prior; the released code draws one.
+- Without a guide the style is the running mean of the styles encoded in training; the released code draws one from N(0, 1). In a
+  short training E_a's answers are far from that prior still, and z = 0 is a style that no picture has.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from trainables.parts.blocks import DownBlock, GlobalStyleEncoder, Mlp, ResBlock
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
 from trainables.parts.losses import Gan, adversarial
 
+STYLE_RATE = 0.02  # of the running means
 SMALLEST_EXEMPLAR = 16  # pixels: both forms of E_a halve four times and pad by reflection, which takes two cells
 
 
@@ -239,6 +241,7 @@ class DRIT(Translator):
     Config = DRITConfig
     Weights = DRITWeights
     config: DRITConfig
+    mean_style: Tensor
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {  # 64 px, trains on a CPU in minutes; the size and the settings of mguit:tiny
             "data": {"size": 64},
@@ -280,6 +283,7 @@ class DRIT(Translator):
         self.generator: nn.Module = {"concat": ConcatGenerator, "mlp": MlpGenerator}[config.form](config, count)
         self.domain_critic = DomainCritics(config, count)
         self.content_critic = ContentCritic(config.width * 2**config.downs, count)
+        self.register_buffer("mean_style", torch.zeros(count, config.style_dim))  # running means of E_a's answers
         for net in self.children():
             initialise(net, config.init_std)
         if config.init_std is not None:
@@ -330,6 +334,7 @@ class DRIT(Translator):
             terms["cyc_rec"] += self._cross_cycle(images, [pictures["encoded"] for pictures in drawn], step)
         step.cache["fakes"] = [{name: fake.detach() for name, fake in pictures.items()} for pictures in drawn]
         step.cache["contents"] = [content.detach() for content in contents]
+        step.cache["styles"] = [style.mean.detach() for style in styles]
         return terms
 
     def domain_critic_terms(self, step: Step) -> Terms:
@@ -358,8 +363,15 @@ class DRIT(Translator):
         ]
         return {"critic_content": torch.stack(losses).sum()}
 
+    def after_step(self, step: Step) -> None:
+        """Follow the mean style of each domain; not in an iteration that trains the content critic alone."""
+        for x, styles in enumerate(step.cache.get("styles", ())):
+            total = step.reduce(torch.cat([styles.sum(0), styles.new_tensor([float(len(styles))])]))
+            self.mean_style[x].lerp_((total[:-1] / total[-1]).to(self.mean_style.dtype), STYLE_RATE)
+
     def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
-        """Translation with the style that `guide` gives: noise (B, Z), the mean style of an exemplar, or (no guide) zero.
+        """Translation with the style that `guide` gives: noise (B, Z), the mean style of an exemplar, or (no guide) the
+        target's mean style.
 
         Raises ValueError for other guides, for noise of another shape, and for exemplars under 16 px.
         """
@@ -385,7 +397,7 @@ class DRIT(Translator):
                 raise ValueError(f"an exemplar has at least {SMALLEST_EXEMPLAR} px a side, not {height} x {width}")
             read: Posterior = self.style_encoder(guide.exemplar.to(images), target)
             return read.mean
-        return images.new_zeros(shape)
+        return self.mean_style[target].to(images).expand(shape)
 
     def _content(self, images: Tensor, domain: int, step: Step, name: str) -> Tensor:
         """The content with the noise of training; `name` tells the draws of a step apart."""

@@ -103,7 +103,8 @@ class Generator(nn.Module):
         top, own = config.width * 2**config.downs, config.generator_blocks - config.shared_blocks
         self.head = nn.Sequential(*(ResBlock(top) for _ in range(config.shared_blocks)))
         self.nets = nn.ModuleList(
-            nn.Sequential(*(ResBlock(top) for _ in range(own)), picture_layers(config.width, config.downs)) for _ in range(domains)
+            nn.Sequential(*(ResBlock(top) for _ in range(own)), picture_layers(config.width, config.downs))
+            for _ in range(domains)
         )
 
     def forward(self, latent: Tensor, domain: int) -> Tensor:

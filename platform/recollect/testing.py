@@ -110,7 +110,8 @@ def _recorder(gradients: dict[str, Tensor], net: str, trainer: Trainer) -> Any:
 def train_ranks(run: Run, domains: Domains, world: int, steps: int = 2, unreduced: bool = False) -> list[dict[str, Tensor]]:
     """Train in `world` real processes over gloo; returns each rank's gradients, parameters and buffers."""
     job = {"run": run.model_dump_json(), "domains": asdict(domains), "steps": steps, "unreduced": unreduced}
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # whose server imports torch once, not each rank of each test
+    context.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as folder:
         outs = [f"{folder}/{rank}.safetensors" for rank in range(world)]
         processes = [

@@ -212,7 +212,7 @@ GOOD = "# 0\n/a.png\n3 121 192 1\n0\n1\n1 1 2 3 4\n\n\n"
         (GOOD.replace("1 1 2", "0 1 2"), r"sunny1.txt:6: there is no class '0'"),
         (GOOD.replace("1 1 2", "1 1 two"), r"sunny1.txt:6: the box '1 two 3 4' is not four numbers"),
         (GOOD + GOOD, r"the picture 'sunny/a.png' is there twice: .*sunny1.txt:2 \(\w+\) and .*sunny1.txt:10"),
-        ("", r"batch1_anno|is not INIT|empty|no picture"),
+        ("\n\n", r"batch1_anno/sunny1.txt lists no picture"),
     ],
 )
 def test_lists_that_are_none(tmp_path: Path, content: str, says: str) -> None:
@@ -258,6 +258,10 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         ingest(tmp_path, tmp_path / "store")
     with pytest.raises(ValueError, match="there is no such folder"):
         ingest(tmp_path / "nowhere", tmp_path / "store")
+    (tmp_path / "batch1_anno").mkdir()
+    (tmp_path / "batch1_anno/1.txt").write_text(GOOD)
+    with pytest.raises(ValueError, match="batch1_anno/1.txt is named after no domain"):
+        ingest(tmp_path, tmp_path / "store")
     (tmp_path / "label" / "sunny_trian").mkdir(parents=True)
     with pytest.raises(ValueError, match="there is no phase 'trian'; did you mean 'train'"):
         ingest(tmp_path, tmp_path / "store")

@@ -197,6 +197,9 @@ def test_lists_give_the_splits(tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("000008")
     with pytest.raises(ValueError, match="val.txt:1: there is no label file for '000008'"):
         into(tmp_path, raw, lists=lists)
+    (tmp_path / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match="there is no picture to take"):
+        into(tmp_path, raw, lists={"train": tmp_path / "train.txt"})
     with pytest.raises(ValueError, match="there is no split 'trian' to give a list for; did you mean 'train'"):
         into(tmp_path, raw, lists={"trian": tmp_path / "train.txt"})
 

@@ -22,12 +22,12 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import ModelConfig, Run, overlay, preset
 from recollect.data.store import Store
 from recollect.data.transforms import to_uint8, to_unit
-from recollect.evaluation.grids import TEXT, item_colours, picture_grid
+from recollect.evaluation.grids import GAP, TEXT, item_colours, picture_grid
 from recollect.evaluation.memory_cells import Cells, cells_of, labels_of, nearest_cells
-from recollect.evaluation.memory_pictures import PATCH, item_thumbnails, memory_map, patch_window, random_styles
+from recollect.evaluation.memory_items import ClassUse, class_use, memory_of, percent, usage_chart, usage_markdown
+from recollect.evaluation.memory_pictures import LINE, PATCH, item_thumbnails, memory_map, patch_window, random_styles
 from recollect.evaluation.memory_report import memory_panels
 from recollect.evaluation.memory_space import domains_drawing, embed, even_sample, items_drawing, neighbours_alike, separation
-from recollect.evaluation.memory_usage import ClassUse, class_use, memory_of, percent, usage_chart, usage_markdown
 from recollect.evaluation.report import write_report
 from recollect.evaluation.validate import Cases, gather
 from recollect.pipeline import Pipeline
@@ -133,7 +133,7 @@ def test_annotated_classes_have_the_hues_of_their_items(pipeline: Pipeline, part
     cases = parts[0]
     sheet = memory_map(pipeline, cases, rows=1)
     truth = cases.class_map(2)
-    assert truth is not None and len(truth[0].unique()) > 1
+    assert truth is not None and len(set(truth[0].flatten().tolist())) > 1
     palette = torch.tensor(item_colours([0, 1, 2, 3]), dtype=torch.uint8)
     wanted = palette[truth[:1]].permute(0, 3, 1, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
     captions = ("sunny (input)", "night (translated)", "memory items read", "classes annotated")
@@ -219,9 +219,9 @@ def test_thumbnails_show_the_nearest_cells_the_reads_and_the_dead(pipeline: Pipe
     crop = cells.pictures[1][int(cells.picture[nearest[1][1][1]])][:, top : top + side, left : left + side]
     large = Image.fromarray(crop.permute(1, 2, 0).numpy()).resize((PATCH, PATCH), Image.Resampling.NEAREST)
     patch = torch.from_numpy(np.array(large)).permute(2, 0, 1)
-    windows = sheet.unfold(1, PATCH, 1).unfold(2, PATCH, 1)  # the patch is somewhere in the sheet, but for its mark
-    agreeing = (windows[:, :, ::2] == patch[:, None, None]).all(0).flatten(2).float().mean(-1)
-    assert agreeing.max() > 0.75
+    x, y = 2 * (PATCH + 2) - 2 + 4 * GAP + PATCH + 2, LINE + 2 + 3 * GAP + LINE + PATCH + 2  # second tile, lower right
+    agreeing = (sheet[:, y : y + PATCH, x : x + PATCH] == patch).all(0)
+    assert agreeing.float().mean() > 0.75  # all but the mark
 
 
 def test_patches_lie_inside_the_picture_and_hold_their_cell(cells: Cells) -> None:
@@ -262,7 +262,8 @@ def test_the_styles_of_one_class_change_only_its_values(pipeline: Pipeline, part
         change.append((answer - pipeline(inputs, "night", source="sunny").images).abs().mean(1) / 2)
     captions = ("sunny (input)", "night (stored style)", "random style 1 of car", "random style 2 of car")
     grid = picture_grid(dict.fromkeys(captions, to_uint8(answer)))
-    assert torch.equal(found.picture[..., 3 * 131 :], grid[..., 3 * 131 :])
+    difference = found.picture[..., 3 * 131 :].int() - grid[..., 3 * 131 :].int()
+    assert difference.abs().max() <= 1  # values that are normalised once more round differently
     where = car[row].repeat_interleave(2, 0).repeat_interleave(2, 1).expand(2, -1, -1)
     assert found.inside == pytest.approx(float(torch.cat(change)[where].mean()), rel=1e-4)
     assert found.outside == pytest.approx(float(torch.cat(change)[~where].mean()), rel=1e-4)
@@ -276,7 +277,7 @@ def test_the_sample_is_even_over_classes_and_domains_and_repeats(seed: int, coun
     cells = made_up(seed, counts)
     memory = ClassAwareMemory({"c0": 2, "c1": 1}, 4, 4)
     index = even_sample(cells, memory, total, seed)
-    assert torch.equal(index, even_sample(cells, memory, total, seed)) and len(index.unique()) == len(index) <= total
+    assert torch.equal(index, even_sample(cells, memory, total, seed)) and len(set(index.tolist())) == len(index) <= total
     there = Counter(zip(cells.shown.tolist(), cells.domain.tolist(), strict=True))
     taken = Counter(zip(cells.shown[index].tolist(), cells.domain[index].tolist(), strict=True))
     assert taken == Counter({stratum: min(count, total // 4) for stratum, count in there.items()})
@@ -324,17 +325,17 @@ def test_separated_items_and_mixed_domains_are_told_in_numbers() -> None:
     near = torch.eye(4)[cells.item] + 0.05 * torch.randn(len(cells), 4, generator=generator)
     cells = replace(cells, content=torch.nn.functional.normalize(near, dim=1))
     index = torch.arange(len(cells))
-    found = separation(cells, memory, index)
-    assert found.at["item", "alike"] > 0.99 and found.at["item", "by chance"] < 0.5
-    assert found.at["domain", "alike"] == pytest.approx(found.at["domain", "by chance"], abs=0.1)
+    found = separation(cells, memory, index).astype(float).to_dict("index")
+    assert found["item"]["alike"] > 0.99 and found["item"]["by chance"] < 0.5
+    assert found["domain"]["alike"] == pytest.approx(found["domain"]["by chance"], abs=0.1)
     distance = 1 - cells.content @ cells.content.T
     scores = []
     for p in range(len(cells)):
         mean = [float(distance[p, (cells.item == n) & (index != p)].mean()) for n in range(3)]
         own, other = mean[int(cells.item[p])], min(mean[n] for n in range(3) if n != int(cells.item[p]))
         scores.append((other - own) / max(own, other))
-    assert found.at["item", "silhouette"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
-    assert abs(found.at["domain", "silhouette"]) < 0.05
+    assert found["item"]["silhouette"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+    assert abs(found["domain"]["silhouette"]) < 0.05
 
 
 def test_drawings_have_a_dot_for_every_cell_in_the_colour_of_its_item(pipeline: Pipeline, cells: Cells) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,40 @@ from torchvision.models import vgg16
 
 
 def published_vgg16() -> dict[str, Tensor]:
-    """A state dictionary of torchvision's VGG16: drawn features, an empty classifier (no loss needs it)."""
+    """A state dictionary of torchvision's VGG16: drawn features, and a classifier (no loss needs it) of shapes alone."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in vgg16(weights=None).state_dict().items()}
+        state: dict[str, Tensor] = vgg16(weights=None).state_dict()
     generator = torch.Generator().manual_seed(0)
-    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name, tensor in state.items():
-        if name.startswith("features.") and tensor.ndim == 4:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5)
+        if name.startswith("features."):
+            deviation = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim == 4 else 0.0
+            state[name] = torch.randn(tensor.shape, generator=generator) * deviation
     return state
 
 
 def stored(tensors: dict[str, Tensor], path: Path) -> dict[str, str]:
-    """Write a safetensors file; returns the fields of its `WeightsFile`."""
-    save_file(tensors, path)
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    """Write a safetensors file; returns the fields of its `WeightsFile`. Tensors on the meta device are a hole at its end."""
+    real = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    save_file(real, path)
+    if len(real) < len(tensors):
+        _append_hole(path, {name: tensor for name, tensor in tensors.items() if tensor.is_meta})
+    with path.open("rb") as stream:
+        return {"path": str(path), "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _append_hole(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Half a gigabyte of zeros that costs no disk: a length, a header of JSON, then the tensors' bytes."""
+    content = path.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header, end = json.loads(content[8:length]), len(content) - length
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[length:])
+    with path.open("r+b") as stream:
+        stream.truncate(8 + len(text) + end)
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def test_a_step_of_the_latent_term_alone_leaves_the_style_encoder_as_it_was() ->
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.update(noise_batches(run, DOMAINS, 2, range(2)))
     moved = {name.split(".")[0] for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {"content_encoder", "generator"}
+    assert moved - {"mean_style"} == {"content_encoder", "generator"}
 
 
 def test_kl_is_that_of_torch() -> None:
@@ -176,7 +176,8 @@ def test_the_content_critic_learns_in_every_iteration_and_the_rest_in_every_thir
         after = trainer.model.state_dict()
         moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         full = number % 3 == 0
-        assert moved == ({name for name, _ in trainer.model.named_children()} if full else {"content_critic"})
+        assert moved - {"mean_style"} == ({name for name, _ in trainer.model.named_children()} if full else {"content_critic"})
+        assert ("mean_style" in moved) is full
         assert ("self_rec" in terms) is full and "critic_content" in terms
 
 
@@ -333,3 +334,18 @@ def test_the_networks_compute_what_the_tables_say(
         with FlopCounterMode(display=False) as flops:
             compute()
         assert flops.get_total_flops() == flops_of(layers)
+
+
+def test_without_a_guide_the_style_is_the_mean_of_those_encoded_in_training() -> None:
+    trainer = Trainer(small(), DOMAINS, device="cpu")
+    model = trainer.model
+    assert isinstance(model, DRIT)
+    batches = noise_batches(trainer.run, DOMAINS, 2, range(2))
+    with torch.no_grad():
+        means = torch.stack([model.style_encoder(batch.images, x).mean.mean(0) for x, batch in enumerate(batches)])
+    trainer.update(batches)
+    torch.testing.assert_close(model.mean_style, 0.02 * means)
+    images = batches[0].images[:1]
+    with torch.no_grad():
+        plain, noise = model.translate(images, 0, 1).images, model.translate(images, 0, 1, Guide(noise=model.mean_style[1:])).images
+    assert torch.equal(plain, noise)

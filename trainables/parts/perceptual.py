@@ -17,7 +17,7 @@ from recollect.pretrained import WeightsFile, read_weights
 
 SOURCE = (
     "of torchvision's VGG16 (VGG16_Weights.IMAGENET1K_V1, vgg16-397923af.pth) as safetensors: "
-    "python -c \"import torch; from safetensors.torch import save_file; "
+    'python -c "import torch; from safetensors.torch import save_file; '
     "save_file(torch.load('vgg16-397923af.pth', weights_only=True), 'vgg16.safetensors')\""
 )
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures in [0, 1]

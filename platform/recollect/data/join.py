@@ -25,15 +25,16 @@ def join_stores(
         out: where the new store goes; one that is there is replaced.
         progress: called with (done, total) after every picture.
 
-    Ids stay as they are unless two stores share one: then all get the name of their store's folder in front. Scenes keep their
-    names: one name in two stores is one place. Raises ValueError when names do not agree, and when `out` is one of the stores.
+    Ids stay as they are unless two stores share one: then all get the name of their store's folder in front. Scenes get
+    the number of their store in front, as worlds of two seeds name different places alike. Raises ValueError when names do not
+    agree, and when `out` is one of the stores.
     """
     stores = [Store.open(uri) for uri in uris]
     if len(stores) < 2:
         raise ValueError(f"join at least two stores, not {len(stores)}")
     places = [str(store.uri).rstrip("/") for store in stores]
     for place in places:
-        if os.path.abspath(place) == os.path.abspath(str(os.fspath(out)).rstrip("/")):
+        if os.path.realpath(place) == os.path.realpath(str(os.fspath(out)).rstrip("/")):
             raise ValueError(f"{place} is one of the stores to join; write the new one elsewhere")
     first = stores[0]
     for store in stores[1:]:
@@ -96,6 +97,8 @@ def _prefixes(stores: Sequence[Store], labels: Sequence[str]) -> list[str]:
 
 
 def _records(stores: Sequence[Store], prefixes: Sequence[str]) -> Iterator[Record]:
-    for store, prefix in zip(stores, prefixes, strict=True):
+    for number, (store, prefix) in enumerate(zip(stores, prefixes, strict=True)):
         for id in _ids(store):
-            yield replace(store.record(id), id=f"{prefix}{id}")
+            record = store.record(id)
+            scene = record.scene and f"{number}/{record.scene}"
+            yield replace(record, id=f"{prefix}{id}", scene=scene)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recollect.data.transforms import to_unit
-from recollect.evaluation.memory_usage import Memory, memory_of
+from recollect.evaluation.memory_items import Memory, memory_of
 from recollect.evaluation.validate import BATCH, Cases
 from recollect.pipeline import Pipeline, pad_to
 
@@ -49,25 +49,24 @@ def cells_of(pipeline: Pipeline, parts: Sequence[Cases]) -> Cells:
 
     Raises ValueError for a method without a memory.
     """
-    memory, found = known_memory(pipeline), [read_cells(pipeline, cases) for cases in parts]
+    memory, found = known_memory(pipeline), [(cases, *read_cells(pipeline, cases)) for cases in parts]
     classes = parts[0].classes
     assert all(cases.classes == classes for cases in parts), "parts of one store"
-    content, item, domain, picture, row, column, shown = [], [], [], [], [], [], []
-    for index, (cases, (features, items)) in enumerate(zip(parts, found, strict=True)):
-        batch, height, width = items.shape
-        place = torch.stack(torch.meshgrid(*map(torch.arange, items.shape), indexing="ij")).flatten(1)
-        kinds = cases.class_map(pipeline.model.stride) if cases.images.shape[-1] % pipeline.model.stride == 0 else None
-        content.append(features.movedim(1, -1).flatten(0, 2))
-        item.append(items.flatten())
-        domain.append(torch.full((batch * height * width,), index))
-        picture.append(place[0])
-        row.append(place[1])
-        column.append(place[2])
-        shown.append(torch.full_like(domain[-1], -1) if kinds is None else kinds.flatten())
-    joined = [torch.cat(column) for column in (content, item, domain, picture, row, column, shown)]
-    assert int(joined[1].max()) < len(memory.item_class)
+    rows = [torch.cat(column) for column in zip(*(_columns(*part, pipeline.model.stride) for part in found), strict=True)]
+    content, item, picture, row, column, shown = rows
+    assert int(item.max()) < len(memory.item_class)
+    domain = torch.cat([torch.full((items.numel(),), index) for index, (_, _, items) in enumerate(found)])
     names, images = tuple(cases.source for cases in parts), tuple(cases.images for cases in parts)
-    return Cells(names, images, pipeline.model.stride, *joined, classes=classes)
+    stride = pipeline.model.stride
+    return Cells(names, images, stride, content, item, domain, picture, row, column, shown, classes)
+
+
+def _columns(cases: Cases, features: Tensor, items: Tensor, stride: int) -> tuple[Tensor, ...]:
+    """Content, item, picture, row, column and annotated class of the cells of one part."""
+    picture, row, column = torch.stack(torch.meshgrid(*map(torch.arange, items.shape), indexing="ij")).flatten(1)
+    kinds = cases.class_map(stride) if cases.images.shape[-1] % stride == 0 else None
+    shown = torch.full_like(items, -1) if kinds is None else kinds
+    return features.movedim(1, -1).flatten(0, 2), items.flatten(), picture, row, column, shown.flatten()
 
 
 def read_cells(pipeline: Pipeline, cases: Cases) -> tuple[Tensor, Tensor]:
@@ -102,7 +101,7 @@ def nearest_cells(cells: Cells, keys: Tensor, count: int) -> list[list[Tensor]]:
     found: list[list[Tensor]] = [[] for _ in keys]
     for domain, pictures in enumerate(cells.pictures):
         own = (cells.domain == domain).nonzero()[:, 0]  # picture by picture, as many cells in each
-        best, place = cosines[own].unflatten(0, (len(pictures), -1)).max(1)  # (B, N)
+        best, place = cosines[own].reshape(len(pictures), -1, len(keys)).max(1)  # (B, N)
         cell = own[place + torch.arange(len(pictures))[:, None] * (len(own) // len(pictures))]
         order = best.argsort(dim=0, descending=True, stable=True)[:count]
         for item, (rows, column) in enumerate(zip(order.mT, cell.mT, strict=True)):

@@ -10,9 +10,9 @@ from torch import Tensor
 from recollect.config import Run
 from recollect.data.store import Store
 from recollect.evaluation.memory_cells import Cells, cells_of
+from recollect.evaluation.memory_items import CROWDED, Memory, class_use, memory_of, percent, usage_chart
 from recollect.evaluation.memory_pictures import item_thumbnails, memory_map, random_styles
 from recollect.evaluation.memory_space import NEIGHBOURS, domains_drawing, embed, items_drawing, separation
-from recollect.evaluation.memory_usage import CROWDED, Memory, class_use, memory_of, percent, usage_chart
 from recollect.evaluation.validate import Cases, gather
 from recollect.pipeline import Pipeline
 from recollect.trainable import ClassWise
@@ -68,7 +68,8 @@ def memory_panels(
 
 def _map(pipeline: Pipeline, parts: tuple[Cases, Cases], memory: Memory) -> Panel:
     colours = "a hue for each class, a shade for each item" if len(memory.class_names) > 1 else "a hue for each item"
-    about = f"Which item each cell reads most, without being told its class: {colours}. Below, the share of the cells shown that read each item."
+    about = f"Which item each cell reads most, without being told its class: {colours}. Below, the share of the cells shown "
+    about += "that read each item."
     drawings = (Drawing(f"{cases.source} to {cases.target}", memory_map(pipeline, cases, rows=4)) for cases in parts)
     return Panel("What is read where", about, tuple(drawings))
 

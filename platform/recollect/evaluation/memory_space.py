@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recollect.evaluation.grids import item_colours
 from recollect.evaluation.memory_cells import Cells, labels_of
-from recollect.evaluation.memory_usage import Memory, class_use
+from recollect.evaluation.memory_items import Memory, class_use
 
 SIDE, MARGIN = 400, 14  # of the drawing, in its own units
 LINE, DISC = 19, 21  # height and width of a disc in the legend
@@ -106,7 +106,7 @@ def separation(cells: Cells, memory: Memory, index: Tensor) -> pd.DataFrame:
     rows = {}
     for name, labels in groups.items():
         alike, chance = neighbours_alike(content, labels, places)
-        single = len(labels.unique()) < 2
+        single = len(set(labels.tolist())) < 2
         score = float("nan") if single else float(silhouette_score(content.numpy(), labels.numpy(), metric="cosine"))
         rows[name] = {"alike": alike, "by chance": chance, "silhouette": score}
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -170,6 +170,8 @@ def ingest_annotated(
     """
     if strict and skipped:
         raise ValueError(": ".join(skipped[0]))
+    if not items:
+        raise ValueError(f"{source}: there is no picture to take")
     _refuse_twins(items)
     domains = tuple(dict.fromkeys(item.domain for item in items))
     left, tally, boxed = list(skipped), Tally(), Counter[str]()

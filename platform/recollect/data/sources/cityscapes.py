@@ -43,7 +43,7 @@ LABELS = (
     *("traffic light", "traffic sign", "vegetation", "terrain", "sky", UNDRAWN),
 )
 FOUR_CLASSES = {"person": "person", "car": "car", "truck": "truck", "bicycle": "bicycle", "rider": "bicycle"}
-"""Cityscapes' side of the four classes that it shares with KITTI: person, car, truck, bicycle (MGUIT, section 4.2).
+"""Cityscapes' side of the four classes that it shares with KITTI: person, car, truck, bicycle (MGUIT, section 4.1).
 
 KITTI boxes a cyclist with the bicycle; Cityscapes outlines rider and bicycle apart, so both stand for it.
 """

@@ -149,7 +149,10 @@ def _raw_items(root: Path) -> list[Item]:
     items = []
     for file in files:
         domain = re.sub(r"[_-]?\d*$", "", file.stem)
-        items += [_item(root, domain, f"{domain}/{entry.path}", "train", entry) for entry in read_list(file)]
+        entries = list(read_list(file))
+        if not domain or not entries:
+            raise ValueError(f"{file} {'lists no picture' if domain else 'is named after no domain (sunny1.txt)'}")
+        items += [_item(root, domain, f"{domain}/{entry.path}", "train", entry) for entry in entries]
     return items
 
 

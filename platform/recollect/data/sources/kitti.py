@@ -37,7 +37,7 @@ FOUR_CLASSES = {
     "Truck": "truck",
     "Cyclist": "bicycle",
 }
-"""KITTI's side of the four classes that it shares with Cityscapes: person, car, truck, bicycle (MGUIT, section 4.2)."""
+"""KITTI's side of the four classes that it shares with Cityscapes: person, car, truck, bicycle (MGUIT, section 4.1)."""
 
 
 def ingest(
