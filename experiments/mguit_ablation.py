@@ -1,4 +1,4 @@
-"""MGUIT's ablation (Table 4): what a class-aware memory and the contrastive loss are worth, and no memory at all.
+"""MGUIT's ablation (Table 4): what a class-aware memory and the contrastive loss are worth; no memory at all; DRIT and MUNIT.
 
     python -m experiments.mguit_ablation --small --seeds 0 1 2 --steps 900 --storage runs/mguit-ablation --parallel 2
     python -m experiments.mguit_ablation --help
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import tables
-from experiments.tables import Arm, Claim, Table
+from experiments.tables import Arm, Bound, Claim, Table
 from recollect.config import Run, merge, preset
 
 # Scalings of the methods' presets, the same for every method, so that methods are compared at one size and one length.
@@ -36,6 +36,8 @@ ARMS = {  # name: memory, contrast, the paper's name
     "class-aware+triplet": ("class-aware", "triplet", "cm+tl"),
     FULL: ("class-aware", "nce", "cm+cl"),
 }
+OBJECTS = ("car", "person", "sign")
+FAMILY = {"drit": "DRIT", "munit": "MUNIT"}  # beside Table 4: what a memory is to be better than at equal steps
 ORDERINGS = (  # Table 4, every pair that differs in one thing, and the ends
     (FULL, "class-aware+triplet"),
     (FULL, "single+nce"),
@@ -43,6 +45,7 @@ ORDERINGS = (  # Table 4, every pair that differs in one thing, and the ends
     ("single+nce", "single+triplet"),
     (FULL, "single+triplet"),
     (FULL, "none"),
+    *((FULL, name) for name in FAMILY),
 )
 TABLE = Table(
     name="mguit-ablation",
@@ -53,9 +56,16 @@ TABLE = Table(
     claims=(
         *(Claim(f"{better} beats {worse}", better, worse, "scene_error") for better, worse in ORDERINGS),
         # section 4.3: without classes "even small instances disappear into the background"
-        *(Claim(f"{FULL} keeps instances: {k}", FULL, "single+nce", f"scene_error/{k}") for k in ("car", "person", "sign")),
+        *(Claim(f"{FULL} keeps instances: {k}", FULL, "single+nce", f"scene_error/{k}") for k in OBJECTS),
         Claim(f"{FULL} beats single+nce", FULL, "single+nce", "feature_distance@pyramid"),
         Claim(f"{FULL} beats the best colour map", FULL, "best colour map", "scene_error"),
+        *(Claim(f"{FULL} beats the best colour map: {k}", FULL, "best colour map", f"scene_error/{k}") for k in OBJECTS),
+    ),
+    bounds=(  # a generator can learn to ignore a memory; then none of the above would be its doing
+        *(Bound(f"exchanged values hurt: {k}", FULL, f"memory_use/shuffled/{k}", 0.3) for k in ("background", *OBJECTS)),
+        Bound("cells in boxes read their class", FULL, "memory_use/found", 0.8),
+        Bound("reading needs no classes at test", FULL, "memory_use/class_free", 0.1),
+        Bound("a car's style changes cars", FULL, "memory_use/local/car", 5.0),
     ),
 )
 
@@ -78,8 +88,9 @@ def mguit(memory: str = "class-aware", contrast: str = "nce", store: str = "", s
 
 
 def arms(store: str = "", small: bool = False, world: bool = False) -> list[Arm]:
-    """The rows of the table."""
-    return [Arm(name, mguit(memory, contrast, store, small, world), about) for name, (memory, contrast, about) in ARMS.items()]
+    """The rows of the table: those of Table 4, no memory at all, and the family."""
+    own = [Arm(name, mguit(memory, contrast, store, small, world), about) for name, (memory, contrast, about) in ARMS.items()]
+    return [*own, *(Arm(name, scaled(name, ("sunny", "night"), store, small, world), title) for name, title in FAMILY.items())]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from experiments.tables import Arm
 from recollect.bundle import filesystem_of
 from recollect.config import Data, Run, overlay
 from recollect.data.store import Store
+from recollect.training.checkpoint import SCALARS
 from recollect.training.session import suit
 
 CHECKPOINTS = 20  # of a run that says nothing about them: so much of it is lost at most when it is stopped
@@ -138,10 +139,17 @@ def remove(place: str, name: str) -> None:
         filesystem.delete_file(root)
 
 
-def steps_done(job: Job) -> int:
-    """How far a job's training is, by its history; of a run on Ray nothing is seen until it ends."""
+def steps_kept(job: Job) -> int:
+    """The step that a job would go on from. Of a run on Ray nothing is seen until it ends."""
     if look(job).facts is not None:
         return job.run.engine.steps
+    path = Path(job.place) / "last" / SCALARS
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+
+
+def steps_done(job: Job) -> int:
+    """How far a job's training is, by its checkpoint and its history."""
     path = Path(job.place) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines and lines[-1].endswith("}") else 0
+    logged = int(json.loads(lines[-1])["step"]) if lines and lines[-1].endswith("}") else 0
+    return max(steps_kept(job), logged)

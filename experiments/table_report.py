@@ -15,7 +15,7 @@ import torch
 
 from experiments.table_jobs import Outcome, write_bytes
 from experiments.table_rows import Judging, Results
-from experiments.tables import Arm, Claim, Direction, Table
+from experiments.tables import Arm, Bound, Claim, Direction, Table
 from recollect.data.transforms import to_uint8, to_unit
 from recollect.evaluation.evaluate import KINDS, short
 from recollect.evaluation.grids import picture_grid, save_png
@@ -102,6 +102,7 @@ def write_page(place: str, table: Table, arms: Sequence[Arm], outcomes: Sequence
         parts += _direction(table, numbers, direction)
     parts += [
         _claims(table.claims, numbers, directions),
+        _bounds(table.bounds, numbers, directions),
         _runs(arms, outcomes),
         _troubles(outcomes),
         _made(outcomes, command),
@@ -196,6 +197,31 @@ def verdict(claim: Claim, numbers: Numbers, direction: Direction) -> tuple[str, 
     wanted = 1 if find_metric(claim.metric).higher_is_better else -1
     why = {wanted: "held", 0: "did not hold (the interval holds 0)", -wanted: "did not hold (the other way round)"}
     return why[interval.sign], f"{_signed(interval)}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _bounds(bounds: Iterable[Bound], numbers: Numbers, directions: Sequence[Direction]) -> str:
+    rows = []
+    for bound in bounds:
+        sign = "≥" if find_metric(bound.metric).higher_is_better else "≤"
+        for direction in directions:
+            wanted = f"{bound.metric} {sign} {bound.limit:g}"
+            rows.append([bound.text, wanted, " to ".join(direction), *within(bound, numbers, direction)])
+    return "## Expected of one arm\n\n" + _markdown(["expected", "", "direction", "", "measured"], rows) if rows else ""
+
+
+def within(bound: Bound, numbers: Numbers, direction: Direction) -> tuple[str, str]:
+    """Whether an arm keeps a bound in a direction, by its mean and by its whole interval, and the value in words."""
+    found = numbers.estimate(direction, bound.arm, bound.metric)
+    if found is None:
+        return "not measured", ""
+    up = find_metric(bound.metric).higher_is_better
+    kept = [value >= bound.limit if up else value <= bound.limit for value in (found.value, found.low, found.high)]
+    if not kept[0]:
+        return "did not hold", _cell(found, False, True)
+    known = found.low == found.low
+    return "held" if all(kept) else "held in the mean" + (", not over the interval" if known else ", no interval"), _cell(
+        found, False, True
+    )
 
 
 def _runs(arms: Sequence[Arm], outcomes: Sequence[Outcome]) -> str:

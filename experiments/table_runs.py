@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import experiments
 import recollect
-from experiments.table_jobs import Job, Outcome, digest_of, look, read, remove, steps_done, write
+from experiments.table_jobs import Job, Outcome, digest_of, look, read, remove, steps_done, steps_kept, write
 from experiments.tables import OnRay
 from recollect.bundle import copy, filesystem_of, open_bundle
 from recollect.config import Run
@@ -69,7 +69,7 @@ class Progress:
 
     def __init__(self, jobs: Sequence[Job], total: int, parallel: int, say: Say) -> None:
         self.say, self.total, self.done, self.began, self.said = say, total, total - len(jobs), time.monotonic(), time.monotonic()
-        self.steps = {job: steps_done(job) for job in jobs}  # as they stood
+        self.steps = {job: steps_kept(job) for job in jobs}  # as they stood
         self.running: dict[Job, float] = {}
         if total:
             again = sum(steps > 0 for steps in self.steps.values())

@@ -55,6 +55,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What is expected of one arm: `metric` is at least `limit`, or at most where less is better, in every direction."""
+
+    text: str
+    arm: str
+    metric: str
+    limit: float
+
+
+@dataclass(frozen=True)
 class Table:
     """What a table shows. `reference` is the arm that the others are compared with; `measures` come on top of the usual ones."""
 
@@ -64,6 +74,7 @@ class Table:
     directions: tuple[Direction, ...]
     reference: str
     claims: tuple[Claim, ...] = ()
+    bounds: tuple[Bound, ...] = ()
     measures: tuple[Callable[[Pipeline, Cases], dict[str, float]], ...] = ()
 
 

@@ -257,7 +257,7 @@ class DRIT(Translator):
                 "d_iter": 1,
                 "init_std": None,
             },
-            "optimisers": {"default": {"lr": 1e-3, "hold": 0.5}, "content_critic": {"lr": 4e-4, "hold": 0.5}},
+            "optimisers": {"default": {"lr": 2e-3, "hold": 0.5}, "content_critic": {"lr": 4e-4, "hold": 0.5}},
             "engine": {"steps": 1000, "batch_size": 2, "ema": 0.99},
         },
         "paper": {

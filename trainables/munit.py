@@ -173,7 +173,7 @@ class MUNIT(Translator):
                 "critic_init_std": None,
             },
             "weights": {"cyc_rec": 10.0},
-            "optimisers": {"default": {"lr": 1e-3, "hold": 0.5}},
+            "optimisers": {"default": {"lr": 2e-3, "hold": 0.5}},
             "engine": {"steps": 1000, "batch_size": 2, "ema": 0.99},
         },
         "paper": {  # as released; add weights.cyc_rec=10 and weights.perceptual=1 for street scenes at 512 px, as there

@@ -335,7 +335,7 @@ def weights(storage: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_table_whose_driver_is_killed_goes_on_and_ends_the_same(store: Store, tmp_path: Path) -> None:
-    steps = ["--steps", "60"]
+    steps = ["--steps", "60", "--set", "engine.checkpoint_every=20"]
     whole = start(store, tmp_path / "whole", *steps)
     output, _ = whole.communicate(timeout=280)
     assert whole.returncode == 0, output
@@ -355,7 +355,7 @@ def test_a_table_whose_driver_is_killed_goes_on_and_ends_the_same(store: Store, 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_a_failed_run_and_ctrl_c_stops_cleanly(store: Store, tmp_path: Path) -> None:
-    steps = ["--steps", "4000", "--parallel", "2"]
+    steps = ["--steps", "4000", "--set", "engine.checkpoint_every=10", "--parallel", "2"]
     process = start(store, tmp_path, *steps)
     wait_for(lambda: len(list(tmp_path.glob("*/*/*/last/training.json"))) == 2, process)
     workers = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]

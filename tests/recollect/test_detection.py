@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 from recollect import cli
 from recollect.batch import Detections, Domains
 from recollect.bundle import open_bundle
-from recollect.config import Run, overlay, preset
+from recollect.config import Data, Run, overlay, preset
+from recollect.data.loader import Feed
 from recollect.data.schema import Record
 from recollect.data.store import Store, write_store
-from recollect.data.transforms import decode, to_uint8, to_unit
+from recollect.data.transforms import decode, rasterise, to_uint8, to_unit
 from recollect.data.worlds import build_streets
 from recollect.evaluation.average_precision import Annotated, accumulated, measure, precision
 from recollect.evaluation.detection import DetectionJudge, annotated, detect, evaluate_detector
@@ -334,3 +335,24 @@ def test_the_command_translates_and_a_detector_trains_on_it(store: Store, tmp_pa
     trained = open_bundle(tmp_path / "run" / "best")
     assert trained.domains.names == ("sunny-to-night",) and trained.manifest["parents"]["data"] == Store.open(out).digest
     assert build(trained.run, trained.domains).stride == 4
+
+
+def test_a_batch_carries_the_boxes_of_its_squares(store: Store, tmp_path: Path) -> None:
+    """What the class maps are drawn from; moved with the batch, and on any rank those of its own slots."""
+    given = Data(domains=("night",), size=16, short_side=20)
+    (batch,) = Feed(store, given, 4, 4, seed=3).batches(2)
+    assert batch.boxes is not None and batch.labels is not None and batch.classes is not None
+    for boxes, labels, classes in zip(batch.boxes, batch.labels, batch.classes, strict=True):
+        assert boxes.dtype == torch.float32 and labels.dtype == torch.int64 and len(boxes) == len(labels)
+        assert bool((boxes >= 0).all() and (boxes <= 16).all() and (boxes[:, 2:] > boxes[:, :2]).all())
+        assert torch.equal(rasterise(boxes, labels, 16, 4), classes)
+    assert sum(map(len, batch.boxes)) > 4
+    (second,) = Feed(store, given, 4, 4, seed=3, rank=1, world=2).batches(2)
+    assert second.boxes is not None and all(map(torch.equal, second.boxes, batch.boxes[2:]))
+    moved = batch.to("meta")
+    assert moved.boxes is not None and {item.device.type for item in (*moved.boxes, *(moved.labels or ()))} == {"meta"}
+    assert moved.ids == batch.ids and moved.slots == batch.slots
+    bare = [replace(store.record(id), boxes=None) for id in store.ids("train", "night")]
+    write_store(tmp_path / "bare", bare, domains=("night",), regions=store.domains.regions)
+    (without,) = Feed(Store.open(tmp_path / "bare"), given, 2, 4, seed=0).batches(0)
+    assert without.boxes is None and without.labels is None

@@ -106,6 +106,10 @@ def on_paper(name: str) -> UNIT:
         return UNIT(preset(f"unit:{name}").model, DOMAINS)  # type: ignore[arg-type]
 
 
+def count(*nets: torch.nn.Module) -> int:
+    return sum(parameter.numel() for net in nets for parameter in net.parameters())
+
+
 def weights(inputs: int, outputs: int, kernel: int = 1) -> int:
     return inputs * outputs * kernel**2 + outputs
 
@@ -123,7 +127,6 @@ def test_the_presets_have_as_many_parameters_as_the_layer_table(name: str, share
     encoder = weights(3, 64, 7) + weights(64, 128, 4) + weights(128, 256, 4) + 4 * block
     generator = 4 * block + weights(256, 128, 5) + 256 + weights(128, 64, 5) + 128 + weights(64, 3, 7)
     assert (block, encoder, generator) == (1_180_160, 5_385_856, 5_754_627)
-    count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
     model = on_paper(name)
     assert count(model.encoder) == 2 * encoder - shared * block
     assert count(model.generator) == 2 * generator - shared * block
