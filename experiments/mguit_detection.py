@@ -67,6 +67,7 @@ def translator_run(store: str, source: str, target: str, size: str) -> Run:
 
     data: dict[str, Any] = {"store": store, "domains": (source, target)}
     judged = {"source": source, "target": target}
+    model: dict[str, Any]
     if size == "paper":
         items = {"background": 8, **dict.fromkeys(CLASSES, 3)}
         sharp = {"assignment": "hard", "read_temperature": 0.1, "update_temperature": 0.1}  # as printed, the memory collapses
@@ -273,8 +274,8 @@ def _judge(
         own.append(known[same])
     frame = pd.concat(own, ignore_index=True)
     _save(frame.drop(columns="drawn"), table)
-    resamples = {(row.arm, row.seed, row.metric): torch.tensor(list(row.drawn)) for row in frame.itertuples()}
-    return frame, resamples  # type: ignore[return-value]  # the names of rows are strings and integers
+    rows = zip(frame["arm"], frame["seed"], frame["metric"], frame["drawn"], strict=True)
+    return frame, {(arm, seed, metric): torch.tensor(list(drawn)) for arm, seed, metric, drawn in rows}
 
 
 def _measure(test: Test, store: Store, arguments: argparse.Namespace) -> list[dict[str, Any]]:

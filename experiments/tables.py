@@ -220,9 +220,9 @@ def _run(
 
     storage = arguments.storage if "://" in arguments.storage else os.path.abspath(arguments.storage)
     arms = recipe(_store(arguments, storage), arguments.small, arguments.world)
+    arms = chosen(arms, arguments.arms, arguments.pairs)  # before --set: another method may lack the field
     steps = {} if arguments.steps is None else {"engine.steps": arguments.steps}
     arms = [replace(arm, run=overlay(overlay(arm.run, steps), arguments.set)) for arm in arms]
-    arms = chosen(arms, arguments.arms, arguments.pairs)
     if table.reference not in {arm.name for arm in arms}:
         table = replace(table, reference=arms[0].name)
     on = _on_ray(arguments) if arguments.workers and not arguments.report_only else None

@@ -569,7 +569,7 @@ class MGUIT(Translator):
                     height, width = cells[int(draw)].tolist()
                     maps = step.cache["contents"][x][row], styles[x][row]
                     pixel = torch.cat([map[:, height, width] for map in maps])
-                key, value = step.reduce(pixel).split([self.memory.keys.shape[1], self.memory.values.shape[2]])
+                key, value = step.reduce(pixel).split_with_sizes([self.memory.keys.shape[1], self.memory.values.shape[2]])
                 self.memory.revive(torch.tensor([item], device=key.device), x, key[None], value[None])
 
     @staticmethod

@@ -62,7 +62,7 @@ def test_the_protocol_and_that_it_goes_on_where_it_ended(
     monkeypatch.setattr(mguit_detection, "_measure", lambda *given: measured.append(given))
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "6 finished before" in out and not measured and (tmp_path / "out" / "table.md").read_text() == text
+    assert "6 runs: 6 finished" in out and not measured and (tmp_path / "out" / "table.md").read_text() == text
 
 
 def test_given_bundles_are_used_and_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

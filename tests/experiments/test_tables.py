@@ -17,10 +17,10 @@ from PIL import Image
 
 from experiments import mguit_ablation, mguit_init, tables
 from experiments.table_jobs import Outcome, digest_of, look, plan
-from experiments.table_report import Numbers, verdict
+from experiments.table_report import Numbers, verdict, within
 from experiments.table_rows import PICTURES, ROWS, Results
 from experiments.table_runs import Spent, at_work, train_jobs
-from experiments.tables import Arm, Claim, Table, chosen, run_table
+from experiments.tables import Arm, Bound, Claim, Table, chosen, run_table
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.loader import Feed
@@ -251,6 +251,19 @@ def test_claims_are_judged_by_the_paired_interval() -> None:
     assert found is not None and found[0] == pytest.approx(difference(one, other)) and found[1] == 3
 
 
+def test_bounds_are_judged_by_the_mean_and_the_interval() -> None:
+    numbers = made_up({"arm": [[0.1, 0.3], [0.11, 0.31]], "one": [[0.2, 0.2]]}, {"arm": 0.0, "one": 0.4})
+
+    def judged(arm: str, metric: str, limit: float) -> str:
+        return within(Bound("", arm, metric, limit), numbers, ("a", "b"))[0]
+
+    assert judged("arm", "scene_error", 0.2) == "did not hold"  # less is better
+    assert judged("arm", "scene_error", 0.21) == "held in the mean, not over the interval"
+    assert judged("arm", "scene_error", 0.9) == "held"
+    assert judged("one", "feature_distance@pyramid", 0.5) == "held in the mean, no interval"
+    assert judged("arm", "content_kept", 0.5) == "not measured"
+
+
 def test_arms_that_cannot_be_compared_are_refused(arms: list[Arm], tmp_path: Path) -> None:
     def refused(words: str, *wrong: Arm, table: Table = TABLE) -> None:
         with pytest.raises(ValueError, match=words):
@@ -286,9 +299,10 @@ def test_recipes_can_stand_in_one_table(recipe: Callable[..., list[Arm]], size: 
     jobs = plan(made, (0,), str(tmp_path))
     sizes = {(job.run.data.size, job.run.engine.steps, job.run.engine.batch_size) for job in jobs}
     assert sizes == {{"small": (64, 900, 2), "world": (128, 40_000, 4), "paper": (360, 500_000, 1)}[size]}
-    assert len(jobs) == (5 if table is mguit_ablation.TABLE else 15)
+    assert len(jobs) == len(made) and len({job.digest for job in jobs}) == len(made)
     names = {arm.name for arm in made} | {"best colour map"}
     assert all({claim.better, claim.worse} <= names for claim in table.claims)
+    assert all(bound.arm in names for bound in table.bounds)
 
 
 @pytest.mark.parametrize("name", list(mguit_ablation.ARMS))

@@ -92,11 +92,11 @@ def into(tmp_path: Path, root: Path, **options: Any) -> tuple[Ingest, Store]:
     return result, Store.open(tmp_path / "store", verify=True)
 
 
-def of_instance_map(instances: Image.Image, names: dict[str, str]) -> list[tuple[str, ...]]:
+def of_instance_map(instances: Image.Image, names: dict[str, str]) -> list[tuple[Any, ...]]:
     """Label and box of every instance of an official map, by torchvision; its boxes end at the last pixel, ours behind it."""
     pixels = torch.from_numpy(np.array(instances).astype(np.int64))
-    found = []
-    for number in [one for one in pixels.unique().tolist() if one >= 1000]:
+    found: list[tuple[Any, ...]] = []
+    for number in [one for one in np.unique(pixels.numpy()).tolist() if one >= 1000]:
         name = next(name for name, id in IDS.items() if id == number // 1000)
         if name in names:
             x1, y1, x2, y2 = masks_to_boxes((pixels == number)[None])[0].tolist()

@@ -26,17 +26,17 @@ SIZE = (60, 40)
 CATEGORIES = [{"id": 90, "name": "car", "supercategory": "vehicle"}, {"id": 3, "name": "person"}, {"id": 7, "name": "sign"}]
 
 
-def write(root: Path, name: str, count: int = 6, first: int = 0, **changes: Any) -> Part:
+def write(root: Path, name: str, count: int = 6, **changes: Any) -> Part:
     """A folder of pictures, some below another, and its JSON, with ids that are not contiguous; the part without a split."""
     chance = random.Random(name)
     content: dict[str, Any] = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": CATEGORIES}
-    for index in range(first, first + count):
-        file = f"{'deep/' if index % 2 else ''}{index:012}.jpg"
-        path = root / name / file
+    for index in range(count):
+        name_of = f"{'deep/' if index % 2 else ''}{index:012}.jpg"
+        path = root / name / name_of
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = Image.frombytes("RGB", (4, 4), chance.randbytes(48))
         noise.resize(SIZE, Image.Resampling.NEAREST).save(path)
-        content["images"].append({"id": 17 * index + 5, "file_name": file, "width": SIZE[0], "height": SIZE[1]})
+        content["images"].append({"id": 17 * index + 5, "file_name": name_of, "width": SIZE[0], "height": SIZE[1]})
         for _ in range(index % 4):
             x, y, w, h = chance.uniform(0, 40), chance.uniform(0, 20), chance.uniform(1, 20), chance.uniform(1, 20)
             content["annotations"].append(

@@ -166,8 +166,8 @@ def test_label_files_of_pictures_that_were_not_resized(tmp_path: Path) -> None:
 
 def test_lists_of_pictures_that_were_resized(tmp_path: Path) -> None:
     root = raw(tmp_path / "init", {"sunny1": 6})
-    for path in (root / "sunny").rglob("*.png"):
-        draw(path, (96, 60))  # 96 x 60.5
+    for file in (root / "sunny").rglob("*.png"):
+        draw(file, (96, 60))  # 96 x 60.5
     result, store = into(tmp_path, root)
     path, rows = list(independent_list(root / "batch1_anno/sunny1.txt"))[4]
     boxes = store.record(f"sunny{path}").boxes or ()

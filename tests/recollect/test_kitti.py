@@ -260,7 +260,7 @@ def test_boxes_stay_in_their_picture_however_small_it_is_made(width: int, height
     scale = min(1, side / max(width, height))
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Picture(b"", *small, (width, height))
-    boxes, tally = place_boxes(Annotation((Label("Car", *at, "a:1"),)), picture, {"Car": "car"}, "a")
+    boxes, tally = place_boxes(Annotation((Label("Car", at[0], at[1], at[2], at[3], "a:1"),)), picture, {"Car": "car"}, "a")
     inside = max(at[0], 0) < min(at[2], width) and max(at[1], 0) < min(at[3], height)
     assert len(boxes) == inside and bool(tally.of("empty")) != inside
     for box in boxes:
