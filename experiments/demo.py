@@ -226,6 +226,7 @@ def _evaluate(bundle: Path, store: Store, out: Path) -> pd.DataFrame:
 def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome, objective: str) -> Path:
     from recollect.bundle import open_bundle
     from recollect.evaluation.grids import save_png
+    from recollect.evaluation.memory_report import memory_panels
     from recollect.evaluation.report import write_report
     from recollect.evaluation.validate import Validator
     from recollect.pipeline import Pipeline
@@ -233,7 +234,8 @@ def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome, obje
     opened = open_bundle(out / "winner")
     judge = Validator(store, opened.run, split="test")
     grid = out / "grid.png"
-    save_png(judge.grid(Pipeline.open(opened), rows=6), grid)
+    pipeline = Pipeline.open(opened)
+    save_png(judge.grid(pipeline, rows=6), grid)
     source, target = opened.run.direction()
     write_report(
         out / "report.html",
@@ -245,6 +247,7 @@ def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome, obje
             "Input, translation, three random styles" + (", a true render" if store.manifest.truth else "") + ", memory": grid
         },
         search=outcome.table,
+        memory=memory_panels(pipeline, store, opened.run, "test"),
         facts={"bundle": opened.digest[:16], "data": store.digest[:16], "objective": objective},
     )
     return out / "report.html"

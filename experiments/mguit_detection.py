@@ -267,12 +267,12 @@ def _judge(
         same = (known[list(facts)] == pd.Series(facts)).all(axis=1)
         if not same.any():
             print(f"testing {test.arm}, seed {facts['seed']}")
-            rows = _measure(test, store, arguments)
-            known = pd.concat([known, pd.DataFrame([{**facts, **row} for row in rows])], ignore_index=True)
+            measured = _measure(test, store, arguments)
+            known = pd.concat([known, pd.DataFrame([{**facts, **row} for row in measured])], ignore_index=True)
             _save(known, drawn)
             same = (known[list(facts)] == pd.Series(facts)).all(axis=1)
         own.append(known[same])
-    frame = pd.concat(own, ignore_index=True)
+    frame = pd.concat([known.iloc[:0], *own], ignore_index=True)
     _save(frame.drop(columns="drawn"), table)
     rows = zip(frame["arm"], frame["seed"], frame["metric"], frame["drawn"], strict=True)
     return frame, {(arm, seed, metric): torch.tensor(list(drawn)) for arm, seed, metric, drawn in rows}

@@ -120,12 +120,7 @@ class BatchTranslator:
         size, domains = self.run.data.size, self.pipeline.domains.names
         blank = torch.zeros(1, 3, size, size)
         extras = self.pipeline(blank, domains[-1]).extras
-        try:
-            self.pipeline(blank, domains[-1], seeds=[0])
-        except (NotImplementedError, ValueError) as error:  # how a method says that it knows no random styles
-            logger.info("%s has no random styles: %s", self.name, error)
-            return False, tuple(extras)
-        return True, tuple(extras)
+        return self.pipeline.random_styles, tuple(extras)
 
     def card(self) -> dict[str, Any]:
         """What `GET /v1/model` tells, but for the limits."""

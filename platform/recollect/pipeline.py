@@ -47,6 +47,15 @@ class Pipeline:
         return self.model.domains
 
     @property
+    def random_styles(self) -> bool:
+        """Whether the method draws styles from seeds; one that does not has one translation a picture."""
+        try:
+            self.model.sample_guide(0, [torch.Generator().manual_seed(0)])
+        except (NotImplementedError, ValueError):
+            return False
+        return True
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the model computes in: fp32, or fp64 where it was trained so."""
         return next(self.model.parameters()).dtype

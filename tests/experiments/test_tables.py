@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +43,7 @@ TINY = {
     "engine.device": "cpu",
     "evaluation.pictures": 2,
 }
+Start = Callable[..., subprocess.Popen[str]]
 BOTH = (("sunny", "night"), ("night", "sunny"))
 CLAIMS = (
     Claim("full beats plain", "full", "plain", "scene_error"),
@@ -319,13 +320,22 @@ SMALL = ["--small", "--arms", "none", "class-aware+nce", "--seeds", "0"]
 SMALL += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
 
-def start(store: Store, storage: Path, *arguments: str) -> subprocess.Popen[str]:
-    paths = os.pathsep.join(str(ROOT / folder) for folder in ("platform", ""))
+@pytest.fixture
+def start(store: Store) -> Iterator[Start]:
+    """Starts the ablation as a script on a storage, with further arguments; what a failed test leaves running is ended."""
+    started: list[subprocess.Popen[str]] = []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("platform", ""))}
     command = [sys.executable, str(ROOT / "experiments" / "mguit_ablation.py"), *SMALL, "--store", store.uri]
-    return subprocess.Popen(
-        [*command, "--storage", str(storage), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+
+    def begin(storage: Path, *arguments: str) -> subprocess.Popen[str]:
+        words, pipe = [*command, "--storage", str(storage), *arguments], subprocess.PIPE
+        started.append(subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -348,18 +358,18 @@ def weights(storage: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_table_whose_driver_is_killed_goes_on_and_ends_the_same(store: Store, tmp_path: Path) -> None:
+def test_a_table_whose_driver_is_killed_goes_on_and_ends_the_same(start: Start, tmp_path: Path) -> None:
     steps = ["--steps", "60", "--set", "engine.checkpoint_every=20"]
-    whole = start(store, tmp_path / "whole", *steps)
+    whole = start(tmp_path / "whole", *steps)
     output, _ = whole.communicate(timeout=280)
     assert whole.returncode == 0, output
     broken = tmp_path / "broken"
-    process = start(store, broken, *steps, "--parallel", "2")
+    process = start(broken, *steps, "--parallel", "2")
     wait_for(lambda: len(list(broken.glob("*/*/*/last/training.json"))) == 2, process)
     process.kill()
     process.wait()
     ended = list(broken.glob("*/*/*/done.json"))
-    again = start(store, broken, *steps, "--parallel", "2")
+    again = start(broken, *steps, "--parallel", "2")
     output, _ = again.communicate(timeout=280)
     assert again.returncode == 0, output
     assert f"2 runs: {len(ended)} finished, {2 - len(ended)} to go on with, 0 to begin" in output
@@ -368,9 +378,9 @@ def test_a_table_whose_driver_is_killed_goes_on_and_ends_the_same(store: Store, 
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_a_failed_run_and_ctrl_c_stops_cleanly(store: Store, tmp_path: Path) -> None:
+def test_a_killed_worker_is_a_failed_run_and_ctrl_c_stops_cleanly(start: Start, tmp_path: Path) -> None:
     steps = ["--steps", "4000", "--set", "engine.checkpoint_every=10", "--parallel", "2"]
-    process = start(store, tmp_path, *steps)
+    process = start(tmp_path, *steps)
     wait_for(lambda: len(list(tmp_path.glob("*/*/*/last/training.json"))) == 2, process)
     workers = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(workers) == 2
@@ -385,9 +395,9 @@ def test_a_killed_worker_is_a_failed_run_and_ctrl_c_stops_cleanly(store: Store, 
 
 
 @pytest.mark.slow
-def test_on_ray_it_is_the_same_table(store: Store, tmp_path: Path) -> None:
+def test_on_ray_it_is_the_same_table(start: Start, tmp_path: Path) -> None:
     for name, more in {"here": [], "ray": ["--workers", "1", "--address", "local"]}.items():
-        process = start(store, tmp_path / name, "--steps", "4", *more)
+        process = start(tmp_path / name, "--steps", "4", *more)
         output, _ = process.communicate(timeout=280)
         assert process.returncode == 0, output
     here, there = values(tmp_path / "here"), values(tmp_path / "ray")

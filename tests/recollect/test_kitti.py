@@ -275,6 +275,11 @@ def test_boxes_are_scaled_where_the_pictures_were_made_smaller(tmp_path: Path) -
     (box,), tally = place_boxes(raw, picture, {"Car": "car"}, "a.png")
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((28.6, 45, 57.2, 90))
     assert tally.of("scaled") == {"1920x1208 to 572x360": 1}
+    for one, other in (((1920, 1208), (51, 32)), ((51, 32), (1920, 1208))):  # rounding, whichever is the smaller
+        (box,), _ = place_boxes(
+            Annotation((Label("Car", 0, 0, *one, "a:1"),), one), Picture(b"", *other, other), {"Car": "car"}, "a"
+        )
+        assert (box.x2, box.y2) == pytest.approx(other)
     for frame in ((1208, 1920), (576, 360), (1024, 1024)):
         with pytest.raises(ValueError, match=f"a.png: its boxes are meant in {frame[0]}x{frame[1]} pixels, but .* is 572x360"):
             place_boxes(Annotation((), frame), picture, {}, "a.png")

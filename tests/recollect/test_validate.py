@@ -19,6 +19,7 @@ from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.validate import Cases, Validator, gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
+from recollect.training.engine import build
 from trainables.mguit import MGUIT
 
 DOMAINS = ("sunny", "night")
@@ -204,5 +205,9 @@ def test_the_grid_shows_what_it_says(store: Store, bare: Store) -> None:
     assert grid[:, :head].float().std() > 5  # captions were drawn
     styles = [grid[:, head : head + 128, 131 * column : 131 * column + 128] for column in (1, 2, 3)]
     assert not torch.equal(styles[1], styles[2]) and not torch.equal(styles[0], styles[1])
+    plain = preset("cyclegan:tiny", data={"store": store.uri, "domains": DOMAINS, "size": 64}, model={"picture_size": 64})
+    single = build(plain, store.domains.only(DOMAINS)).eval()
+    assert isinstance(single, Translator)
+    assert Validator(store, plain).grid(Pipeline(single), rows=1).shape[2] == 3 * 128 + 2 * 3  # one translation a picture
     bare_grid = Validator(bare, run_of(bare)).grid(untrained(run_of(bare), bare), rows=2, styles=1)
     assert bare_grid.shape[2] == 4 * 128 + 3 * 3  # no truth

@@ -64,8 +64,8 @@ _LISTED = (
     Metric("memory/dead", False, "items", "memory", "items of a class that are hardly ever written"),
     Metric("memory_use/found", True, "share", "memory", "cells in boxes whose most read item is of the box's class"),
     Metric("memory_use/shuffled", True, "of the error", "memory", "rise of a class's error when classes exchange their values"),
-    Metric("memory_use/class_free", False, "of the error", "memory", "rise of the error when nobody tells the reading the classes"),
-    Metric("memory_use/local", True, "ratio", "memory", "change inside a class, when its values change, to the change elsewhere"),
+    Metric("memory_use/class_free", False, "of the error", "memory", "rise of the error when it is read without the classes"),
+    Metric("memory_use/local", True, "ratio", "memory", "change inside a class, when its values change, to that elsewhere"),
     Metric("detection_map", True, "AP", "boxes", "COCO average precision over IoU .50 to .95, mean over classes"),
     Metric("detection_map50", True, "AP", "boxes", "average precision at IoU .50, mean over classes"),
 )

@@ -306,6 +306,8 @@ class Validator:
         """A picture (3, height, width) uint8: a row for each of `rows` pictures, with captions.
 
         input | translation | `styles` random styles | nearest true render (with truth) | the memory items read (with memory)
+
+        A method without random styles has no columns for them.
         """
         cases = self.cases
         chosen = spread([str(row) for row in range(len(cases))], rows)
@@ -314,7 +316,7 @@ class Validator:
         answer = pipeline(inputs, cases.target, source=cases.source)
         translated = to_uint8(answer.images.cpu())
         columns = {f"{cases.source} (input)": cases.images[index], f"{cases.target} (translated)": translated}
-        for style in range(styles):
+        for style in range(styles if pipeline.random_styles else 0):
             drawn = pipeline(inputs, cases.target, source=cases.source, seeds=[style] * len(index))
             columns[f"random style {style + 1}"] = to_uint8(drawn.images.cpu())
         if cases.truth:
