@@ -192,7 +192,8 @@ class CycleGAN(Translator):
                 "width": 16,
                 "downs": 1,
                 "blocks": 6,
-                "critic_width": 24,
+                "critic_width": 32,
+                "critic_layers": 2,  # patches of 34 px; those of 70 px would be larger than the pictures
                 "picture_size": 64,
                 "init_std": None,
             },
