@@ -226,7 +226,7 @@ def _evaluate(bundle: Path, store: Store, out: Path) -> pd.DataFrame:
 def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome, objective: str) -> Path:
     from recollect.bundle import open_bundle
     from recollect.evaluation.grids import save_png
-    from recollect.evaluation.memory_report import memory_panels
+    from recollect.evaluation.memory.report import memory_panels
     from recollect.evaluation.report import write_report
     from recollect.evaluation.validate import Validator
     from recollect.pipeline import Pipeline

@@ -22,7 +22,7 @@ from recollect.config import Run
 from recollect.data.store import Store
 from recollect.evaluation import baselines
 from recollect.evaluation.evaluate import FITTING
-from recollect.evaluation.memory_use import memory_use
+from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.validate import Cases, Judgement, examine_memory, gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.training.engine import pick_device

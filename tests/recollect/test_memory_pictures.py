@@ -23,11 +23,11 @@ from recollect.config import ModelConfig, Run, overlay, preset
 from recollect.data.store import Store
 from recollect.data.transforms import to_uint8, to_unit
 from recollect.evaluation.grids import GAP, TEXT, item_colours, picture_grid
-from recollect.evaluation.memory_cells import Cells, cells_of, labels_of, nearest_cells
-from recollect.evaluation.memory_items import ClassUse, class_use, memory_of, percent, usage_chart, usage_markdown
-from recollect.evaluation.memory_pictures import LINE, PATCH, item_thumbnails, memory_map, patch_window, random_styles
-from recollect.evaluation.memory_report import memory_panels
-from recollect.evaluation.memory_space import domains_drawing, embed, even_sample, items_drawing, neighbours_alike, separation
+from recollect.evaluation.memory.cells import Cells, cells_of, labels_of, nearest_cells
+from recollect.evaluation.memory.items import ClassUse, class_use, memory_of, percent, usage_chart, usage_markdown
+from recollect.evaluation.memory.pictures import LINE, PATCH, item_thumbnails, memory_map, patch_window, random_styles
+from recollect.evaluation.memory.report import memory_panels
+from recollect.evaluation.memory.space import domains_drawing, embed, even_sample, items_drawing, neighbours_alike, separation
 from recollect.evaluation.report import write_report
 from recollect.evaluation.validate import Cases, gather
 from recollect.pipeline import Pipeline

@@ -12,7 +12,7 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import ModelConfig
 from recollect.data.store import Store
 from recollect.data.transforms import to_unit
-from recollect.evaluation.memory_use import memory_use
+from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.validate import Cases, Truth, gather
 from recollect.pipeline import Pipeline
 from recollect.trainable import ClassWise, Translator

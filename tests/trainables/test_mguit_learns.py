@@ -9,7 +9,7 @@ import pytest
 from recollect.config import overlay, preset
 from recollect.data.store import Store
 from recollect.data.worlds import build_streets
-from recollect.evaluation.memory_use import memory_use
+from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.validate import gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.training.session import suit, train

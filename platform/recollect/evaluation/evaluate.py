@@ -20,7 +20,7 @@ from recollect.config import find_method
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
-from recollect.evaluation.memory_use import memory_use
+from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.statistics import Measured, bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all

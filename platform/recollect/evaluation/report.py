@@ -24,7 +24,7 @@ from recollect.config import Run
 from recollect.evaluation.curves import Curve, chart, number
 from recollect.evaluation.evaluate import KINDS, short, table
 from recollect.evaluation.grids import save_png
-from recollect.evaluation.memory_report import Drawing, Panel
+from recollect.evaluation.memory.report import Drawing, Panel
 from recollect.evaluation.metrics import METRICS, Metric, find_metric
 
 STYLE = """

@@ -7,7 +7,7 @@ from typing import Any
 
 from recollect.batch import Domains
 from recollect.config import Run
-from recollect.evaluation.memory_items import memory_of, usage_markdown
+from recollect.evaluation.memory.items import memory_of, usage_markdown
 from recollect.trainable import Trainable, Translator
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from recollect.config import Run
 from recollect.data.store import Store
-from recollect.evaluation.memory_cells import Cells, cells_of
-from recollect.evaluation.memory_items import CROWDED, Memory, class_use, memory_of, percent, usage_chart
-from recollect.evaluation.memory_pictures import item_thumbnails, memory_map, random_styles
-from recollect.evaluation.memory_space import NEIGHBOURS, domains_drawing, embed, items_drawing, separation
+from recollect.evaluation.memory.cells import Cells, cells_of
+from recollect.evaluation.memory.items import CROWDED, Memory, class_use, memory_of, percent, usage_chart
+from recollect.evaluation.memory.pictures import item_thumbnails, memory_map, random_styles
+from recollect.evaluation.memory.space import NEIGHBOURS, domains_drawing, embed, items_drawing, separation
 from recollect.evaluation.validate import Cases, gather
 from recollect.pipeline import Pipeline
 from recollect.trainable import ClassWise

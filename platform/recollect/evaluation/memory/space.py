@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from recollect.evaluation.grids import item_colours
-from recollect.evaluation.memory_cells import Cells, labels_of
-from recollect.evaluation.memory_items import Memory, class_use
+from recollect.evaluation.memory.cells import Cells, labels_of
+from recollect.evaluation.memory.items import Memory, class_use
 
 SIDE, MARGIN = 400, 14  # of the drawing, in its own units
 LINE, DISC = 19, 21  # height and width of a disc in the legend

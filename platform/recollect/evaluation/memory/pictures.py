@@ -17,8 +17,8 @@ from recollect.batch import Guide
 from recollect.config import did_you_mean
 from recollect.data.transforms import to_uint8, to_unit
 from recollect.evaluation.grids import GAP, INK, PAPER, TEXT, colour_items, item_colours, picture_grid
-from recollect.evaluation.memory_cells import Cells, known_memory, nearest_cells, read_cells
-from recollect.evaluation.memory_items import Memory, class_use, percent
+from recollect.evaluation.memory.cells import Cells, known_memory, nearest_cells, read_cells
+from recollect.evaluation.memory.items import Memory, class_use, percent
 from recollect.evaluation.validate import Cases
 from recollect.pipeline import Pipeline
 from recollect.trainable import ClassWise

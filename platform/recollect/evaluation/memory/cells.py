@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recollect.data.transforms import to_unit
-from recollect.evaluation.memory_items import Memory, memory_of
+from recollect.evaluation.memory.items import Memory, memory_of
 from recollect.evaluation.validate import BATCH, Cases
 from recollect.pipeline import Pipeline, pad_to
 
