@@ -96,6 +96,9 @@ class MGUITConfig(ModelConfig):
             update={"memory": self.memory.model_copy(update={"items_per_class": {name: known.get(name, 3) for name in classes}})}
         )
 
+    def reads_classes(self) -> bool:
+        return self.memory.use == "class-aware" and len(self.memory.items_per_class) > 1
+
 
 class MGUITWeights(Weights):
     """The lambdas of eq. 9 by name, those of DRIT for the translation terms; then the critics' own terms."""

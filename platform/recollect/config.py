@@ -77,6 +77,10 @@ class ModelConfig(Frozen):
         """This configuration for a store with these classes. Recipes call it; constructors stay strict."""
         return self
 
+    def reads_classes(self) -> bool:
+        """Whether the method trains on what boxes say, so that a domain without any would teach it something wrong."""
+        return False
+
 
 class Weights(Frozen):
     """Base of every method's loss weights: one float per term, by the term's own name. Zero: not computed."""

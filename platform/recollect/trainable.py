@@ -9,7 +9,7 @@ A `Trainable` knows the mathematics of one paper and nothing of devices, ranks, 
 3. Every random number comes from `step.draws`, keyed by (seed, step, name, slot): the same on one rank or on many.
 4. Every sum over samples that is not a mean over the batch (a memory write) goes through `step.reduce` BEFORE it is
    normalised, so that N ranks with a batch of B take the step that one process takes with N * B. What cannot obey (batch
-   statistics, an image pool) is listed in the docstring of the method.
+   statistics) is listed in the docstring of the method.
 5. State that gradients do not write lives in persistent buffers and changes only in `after_step`.
 6. `translate` is deterministic given its arguments, works per picture (no answer depends on its batch), and takes any height
    and width divisible by `stride`.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -122,6 +122,7 @@ def by_pycocotools(seen: Sequence[tuple[Annotated, Detections]]) -> tuple[float,
 
 
 @settings(max_examples=8, deadline=None)
+@example(seed=117470)  # a recall of exactly one of the 101 steps, which float32 steps put on the other side
 @given(seed=st.integers(0, 2**20))
 def test_torchmetrics_pycocotools_and_our_accumulation_agree(seed: int) -> None:
     seen = [*random_scene(seed, 12), (picture(99, [[1, 1, 20, 20]], [1]), found([[1, 1, 19, 20]], [0.5], [1]))]

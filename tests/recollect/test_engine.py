@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
-from recollect.data.store import Store
+from recollect.data.store import Store, write_store
 from recollect.testing import noise_batches
 from recollect.training.engine import NotFinite, Trainer, fit
 from recollect.training.session import domains_of, suit, train
@@ -171,6 +172,29 @@ def test_averaged_weights_follow_slowly_and_buffers_are_copied(run: Run, store: 
     averaged = trainer.ema.module.state_dict()
     torch.testing.assert_close(averaged[name], 0.25 * values[0] + 0.25 * values[1] + 0.5 * values[2])
     assert torch.equal(averaged["memory.keys"], trainer.model.state_dict()["memory.keys"])
+
+
+def test_a_domain_without_boxes_or_without_a_class_is_met_with_words(store: Store, tmp_path: Path) -> None:
+    records = store.records(store.ids("train", "sunny") + store.ids("train", "night"))
+    plain = [replace(record, scene=None, mode=None, regions=None) for record in records]
+    classes, names = store.domains.classes, ("sunny", "night")
+    bare = [replace(record, boxes=None if record.domain == "night" else record.boxes) for record in plain]
+    write_store(str(tmp_path / "bare"), bare, domains=names, classes=classes)
+    run = preset("mguit:tiny", data={"domains": names})
+    opened = Store.open(str(tmp_path / "bare"))
+    assert opened.boxes("train", "night") is None and opened.boxes("val", "sunny") is None
+    with pytest.raises(ValueError, match="no boxes for 'night' but some for sunny"):
+        suit(run, opened)
+    suit(overlay(run, {"model.memory.use": "single"}), opened)
+    signless = [replace(r, boxes=tuple(b for b in r.boxes or () if b.label != "sign" or r.domain == "sunny")) for r in plain]
+    write_store(str(tmp_path / "signless"), signless, domains=names, classes=classes)
+    said: list[str] = []
+    suit(run, Store.open(str(tmp_path / "signless")), said.append)
+    assert said == ["no training picture of night shows sign: what mguit learns of them there is nothing"]
+    counted = Store.open(str(tmp_path / "signless")).boxes("train", "sunny")
+    assert counted == {
+        name: sum(b.label == name for r in plain if r.domain == "sunny" for b in r.boxes or ()) for name in classes[1:]
+    }
 
 
 def test_a_store_without_two_domains_or_boxes_is_met_with_words(store: Store) -> None:

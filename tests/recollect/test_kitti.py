@@ -267,6 +267,13 @@ def test_boxes_stay_in_their_picture_however_small_it_is_made(width: int, height
         assert 0 <= box.x1 <= box.x2 <= small[0] and 0 <= box.y1 <= box.y2 <= small[1]
 
 
+@pytest.mark.parametrize("side", [512, 333])
+def test_a_box_that_fills_its_picture_still_ends_at_its_edge(side: int) -> None:
+    for width in range(side, 1500):
+        box = Picture(b"", side, 1, (width, 1)).shrunk(Box("car", 0, 0, width, 1))
+        assert box.x2 == side, width  # behind it, by rounding, the store would refuse it
+
+
 def test_boxes_are_scaled_where_the_pictures_were_made_smaller(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", (572, 360))
     picture = read_picture(tmp_path / "a.png", 286)

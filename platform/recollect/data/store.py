@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -337,6 +337,15 @@ class Store:
             raise ValueError(f"there is no split {split!r}{did_you_mean(split, SPLITS)}")
         self.domains.index(domain)
         return self._by_split.get((split, domain), ())
+
+    def boxes(self, split: str, domain: str) -> dict[str, int] | None:
+        """How many boxes of each class the pictures of a split and domain have; None where nobody annotated any of them."""
+        column = self._table["boxes"].take(pa.array([self._rows[id] for id in self.ids(split, domain)], pa.int64()))
+        given = [boxes for boxes in column.to_pylist() if boxes is not None]
+        if not given:
+            return None
+        counts = Counter(box["label"] for boxes in given for box in boxes)
+        return {name: counts[name] for name in self.domains.classes[1:]}
 
     def record(self, id: str) -> Record:
         """The record with that id. Raises ValueError when there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recollect.batch import Domains
@@ -39,8 +39,28 @@ def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Ru
         say("the store has no boxes: there is the background class alone")
     uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)  # workers stand in other folders
     changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": uri}})
-    changed["model"] = run.model.suited_to(classes).model_dump()
+    model = run.model.suited_to(classes)
+    changed["model"] = model.model_dump()
+    if model.reads_classes():
+        _look_at_boxes(run.model.name, store, names, say)
     return Run.model_validate(changed)
+
+
+def _look_at_boxes(method: str, store: Store, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Say which classes a domain never shows in training. Raises ValueError for a domain without annotations beside one with."""
+    counts = {name: store.boxes("train", name) for name in names}
+    bare = [name for name, count in counts.items() if count is None]
+    if bare and len(bare) < len(names):
+        others = ", ".join(name for name in names if name not in bare)
+        raise ValueError(
+            f"{store.uri} has no boxes for {bare[0]!r} but some for {others}: {method} would take all of {bare[0]} for "
+            f"{store.domains.classes[0]}. Give boxes for both domains or for neither, or use a method (or for mguit "
+            "model.memory.use=single) that reads none"
+        )
+    for name, count in counts.items():
+        missing = [label for label, boxes in (count or {}).items() if not boxes]
+        if missing:
+            say(f"no training picture of {name} shows {', '.join(missing)}: what {method} learns of them there is nothing")
 
 
 def domains_of(run: Run, store: Store) -> Domains:
