@@ -89,7 +89,10 @@ def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
     run = overlay(find_run(what), early)
     if run.data.store or not dry_run:
         run = _suited(run)
-    return overlay(run, [change for change in changes if change not in early])  # the store says which classes there are
+    run = overlay(run, [change for change in changes if change not in early])  # the store says which classes there are
+    if run.data.store:
+        _check_boxes(run)
+    return run
 
 
 def _begun(out: Path, what: str) -> Run:
@@ -111,6 +114,13 @@ def _suited(run: Run) -> Run:
     if not run.data.store:
         raise ValueError("which pictures? give data.store=..., made by `recollect data streets` or `recollect data folders`")
     return suit(run, Store.open(run.data.store), lambda text: print(text, file=sys.stderr))  # --dry-run prints JSON
+
+
+def _check_boxes(run: Run) -> None:
+    from recollect.data.store import Store
+    from recollect.training.session import check_boxes
+
+    check_boxes(run, Store.open(run.data.store), lambda text: print(text, file=sys.stderr))
 
 
 def _train_here(run: Run, out: Path, resume: bool) -> Path:

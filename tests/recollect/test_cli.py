@@ -208,8 +208,8 @@ def test_folders_of_photographs_become_a_store_and_its_classes_can_be_set(call: 
             Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / name / f"{index}.png")
     (tmp_path / "photos" / "trainA" / "broken.png").write_bytes(b"\x89PNG and nothing more")
     boxes = {
-        "images": [{"id": 1, "file_name": "trainA/0.png", "width": 30, "height": 24}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [2, 2, 10, 8], "iscrowd": 0}],
+        "images": [{"id": i, "file_name": f"train{'AB'[i]}/0.png", "width": 30, "height": 24} for i in (0, 1)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 3, "bbox": [2, 2, 10, 8], "iscrowd": 0} for i in (0, 1)],
         "categories": [{"id": 3, "name": "tree"}],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
@@ -222,6 +222,12 @@ def test_folders_of_photographs_become_a_store_and_its_classes_can_be_set(call: 
     assert code == 0, error  # a class that only the store knows of
     assert json.loads(out)["model"]["memory"]["items_per_class"] == {"background": 10, "tree": 6}
     assert call(*words[:-4], "--strict", "--names", "summer,winter")[0] == 2
+    boxes["images"], boxes["annotations"] = boxes["images"][:1], boxes["annotations"][:1]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    assert call(*words, "--boxes", tmp_path / "boxes.json")[0] == 0
+    code, _, error = call("train", "mguit:tiny", store, "--dry-run")
+    assert code == 2 and "no boxes for 'winter' but some for summer" in error
+    assert call("train", "mguit:tiny", store, "model.memory.use=single", "--dry-run")[0] == 0
 
 
 def test_the_catalogue_and_the_searchable_fields_are_shown(call: Call) -> None:

@@ -19,7 +19,7 @@ from recollect.config import Run, overlay, preset
 from recollect.data.store import Store, write_store
 from recollect.testing import noise_batches
 from recollect.training.engine import NotFinite, Trainer, fit
-from recollect.training.session import domains_of, suit, train
+from recollect.training.session import check_boxes, domains_of, suit, train
 
 SMALL = {
     "width": 8,
@@ -184,12 +184,13 @@ def test_a_domain_without_boxes_or_without_a_class_is_met_with_words(store: Stor
     opened = Store.open(str(tmp_path / "bare"))
     assert opened.boxes("train", "night") is None and opened.boxes("val", "sunny") is None
     with pytest.raises(ValueError, match="no boxes for 'night' but some for sunny"):
-        suit(run, opened)
-    suit(overlay(run, {"model.memory.use": "single"}), opened)
+        check_boxes(suit(run, opened), opened)
+    check_boxes(suit(overlay(run, {"model.memory.use": "single"}), opened), opened)
     signless = [replace(r, boxes=tuple(b for b in r.boxes or () if b.label != "sign" or r.domain == "sunny")) for r in plain]
     write_store(str(tmp_path / "signless"), signless, domains=names, classes=classes)
     said: list[str] = []
-    suit(run, Store.open(str(tmp_path / "signless")), said.append)
+    opened = Store.open(str(tmp_path / "signless"))
+    check_boxes(suit(run, opened), opened, said.append)
     assert said == ["no training picture of night shows sign: what mguit learns of them there is nothing"]
     counted = Store.open(str(tmp_path / "signless")).boxes("train", "sunny")
     assert counted == {

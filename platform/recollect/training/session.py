@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from recollect.batch import Domains
@@ -39,15 +39,18 @@ def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Ru
         say("the store has no boxes: there is the background class alone")
     uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)  # workers stand in other folders
     changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": uri}})
-    model = run.model.suited_to(classes)
-    changed["model"] = model.model_dump()
-    if model.reads_classes():
-        _look_at_boxes(run.model.name, store, names, say)
+    changed["model"] = run.model.suited_to(classes).model_dump()
     return Run.model_validate(changed)
 
 
-def _look_at_boxes(method: str, store: Store, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Say which classes a domain never shows in training. Raises ValueError for a domain without annotations beside one with."""
+def check_boxes(run: Run, store: Store, say: Callable[[str], None] = logger.warning) -> None:
+    """For a method that trains on classes: say which of them a domain never shows.
+
+    Raises ValueError for a domain that nobody annotated beside one that somebody did.
+    """
+    method, names = run.model.name, run.data.domains
+    if not run.model.reads_classes():
+        return
     counts = {name: store.boxes("train", name) for name in names}
     bare = [name for name, count in counts.items() if count is None]
     if bare and len(bare) < len(names):
@@ -104,6 +107,8 @@ def train(
     if resume is False and ranks.rank == 0 and last.exists():
         raise ValueError(f"{directory} holds a run already; resume it (--resume), or choose another directory")
     store = Store.open(run.data.store)
+    if ranks.rank == 0:
+        check_boxes(run, store)
     domains = domains_of(run, store)
     feed = Feed(store, run.data, run.engine.batch_size, build(run, domains).stride, run.seed, rank=ranks.rank, world=ranks.world)
     judge = judge_of(run, store) if ranks.rank == 0 else None
