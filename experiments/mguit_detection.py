@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     """The whole protocol in order: translators, translated pictures, detectors, tests, page."""
     from experiments.table_jobs import plan
     from experiments.table_runs import at_work, train_jobs
-    from experiments.tables import _on_ray
+    from experiments.tables import on_ray
     from recollect.bundle import open_bundle
     from recollect.config import overlay
     from recollect.data.store import Store
@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     store = Store.open(_store(arguments, place, size))
     detector = overlay(detector_run(store.uri, size), {} if arguments.steps is None else {"engine.steps": arguments.steps})
     detector = overlay(detector, arguments.set)
-    on = _on_ray(arguments) if arguments.workers else None
+    on = on_ray(arguments) if arguments.workers else None
     try:
         with at_work(place):
             translators = _translators(arguments, place, size, store, on)

@@ -225,7 +225,7 @@ def _run(
     arms = [replace(arm, run=overlay(overlay(arm.run, steps), arguments.set)) for arm in arms]
     if table.reference not in {arm.name for arm in arms}:
         table = replace(table, reference=arms[0].name)
-    on = _on_ray(arguments) if arguments.workers and not arguments.report_only else None
+    on = on_ray(arguments) if arguments.workers and not arguments.report_only else None
     options: dict[str, Any] = {"pictures": arguments.pictures, "report_only": arguments.report_only, "command": command}
     try:
         return run_table(table, arms, arguments.seeds, storage, parallel=arguments.parallel, on=on, **options)
@@ -276,7 +276,7 @@ def chosen(arms: Sequence[Arm], names: Sequence[str] | None, pairs: Sequence[str
     return found
 
 
-def _on_ray(arguments: argparse.Namespace) -> OnRay:
+def on_ray(arguments: argparse.Namespace) -> OnRay:
     from recollect.cluster import connect
     from recollect.training.launch import Resources
 
