@@ -77,6 +77,8 @@ def scaled(method: str, domains: tuple[str, str], store: str, small: bool, world
     """
     scale = SMALL if small else WORLD if world else PAPER
     own: dict[str, Any] = {"data": {"store": store, "domains": domains}}
+    if method == "drit" and not (small or world):
+        own["model"] = {"d_iter": 1}  # else two of three steps would train its content critic alone
     if method == "cyclegan":  # its pool keeps pictures of a fixed size
         own["model"] = {"picture_size": scale.get("data", {}).get("size", 64)}
     return preset(f"{method}:{'tiny' if small or world else 'paper'}", **merge(merge(scale, own), sections))

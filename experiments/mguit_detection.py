@@ -7,7 +7,8 @@ Two ways, each with every translator (paper, section 4.2; DUNIT tests the same):
 
 between a detector trained on the source alone (the lower bound) and one that had the target's own boxes (the upper bound).
 Average precision by COCO's rules on the target's test split, over several seeds of the detector; translators are given as bundles
-or, without any, MGUIT is trained. Nothing is chosen by looking at the target's boxes, but for the upper bound.
+or, without any, MGUIT is trained. The detector sees the target's boxes in the upper bound alone; but a class-aware MGUIT learns
+from the training boxes of both domains, as in the paper. `--set-translator model.memory.use=single` trains one that reads none.
 
     python -m experiments.mguit_detection --small                                       streets world, 64 px, a CPU: minutes a run
     python -m experiments.mguit_detection --small --steps 100 --seeds 0                 to see that everything works

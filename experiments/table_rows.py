@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,7 +109,7 @@ class Judging:
         def mine(frame: pd.DataFrame) -> pd.DataFrame:
             keys = frame[KEY].itertuples(index=False, name=None)
             chosen = [key in own or (key[5] == "" and ("", *key[2:5], key[6]) in own) for key in keys]
-            return frame[chosen].reset_index(drop=True)
+            return frame.loc[np.array(chosen, dtype=bool)].reset_index(drop=True)
 
         return Results(mine(self._all.rows), mine(self._all.pictures))
 

@@ -81,10 +81,9 @@ def search(arguments: argparse.Namespace) -> None:
     from recollect.config import Run, find_run, overlay
     from recollect.data.store import Store
     from recollect.evaluation.evaluate import append, evaluate, show
-    from recollect.evaluation.validate import Validator
     from recollect.search.tune import Search
     from recollect.search.tune import search as run_search
-    from recollect.training.session import suit
+    from recollect.training.session import judge_of, suit
 
     storage = arguments.storage if "://" in arguments.storage else os.path.abspath(arguments.storage)
     if not arguments.store:
@@ -97,7 +96,9 @@ def search(arguments: argparse.Namespace) -> None:
         {"name": "tune-memory", "seed": arguments.seed, "engine": {"steps": steps, "evaluate_every": max(steps // 4, 1)}},
     )
     run = overlay(suit(run, store, print), arguments.set)
-    judge = Validator(store, run)
+    judge = judge_of(run, store)
+    if judge is None:
+        raise ValueError(f"{uri} has no validation pictures to judge trials by")
     print(f"objective: {judge.about}")
     cluster = connect(arguments.address)
     gpus = (

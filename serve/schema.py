@@ -15,6 +15,7 @@ from recollect.styles import MAX_SEED, Style
 from serve.errors import ApiError
 
 MAX_SAMPLES = 8
+MAX_NAME = 200  # characters of a domain's or class's name
 Format = Literal["png", "jpeg", "webp"]
 
 
@@ -37,10 +38,19 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     target: Annotated[
-        str, Field(min_length=1, description="the domain to translate to; `/v1/model` lists them", examples=["night"])
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_NAME,
+            description="the domain to translate to; `/v1/model` lists them",
+            examples=["night"],
+        ),
     ]
     source: Annotated[
-        str | None, Field(description="the domain the picture is from; default: the first domain that is not the target")
+        str | None,
+        Field(
+            max_length=MAX_NAME, description="the domain the picture is from; default: the first domain that is not the target"
+        ),
     ] = None
     samples: Annotated[
         int, Field(ge=1, le=MAX_SAMPLES, description="how many translations, each in a random style of its own")
@@ -85,7 +95,7 @@ class Options(BaseModel):
 
 
 MAX_STYLES = 256  # classes that one request may name
-Styles = Annotated[dict[str, Style], Field(max_length=MAX_STYLES)]
+Styles = Annotated[dict[Annotated[str, Field(max_length=MAX_NAME)], Style], Field(max_length=MAX_STYLES)]
 STYLES = TypeAdapter(Styles)
 STYLES_HELP = (
     "the style of single classes, over whatever the others have (`/v1/model` lists the classes and their items): what training "

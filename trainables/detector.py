@@ -78,6 +78,9 @@ class DetectorConfig(ModelConfig):
             raise ValueError("there are no published weights for the tiny backbone; leave pretrained.path empty")
         return self
 
+    def reads_classes(self) -> bool:
+        return True
+
 
 class DetectorWeights(Weights):
     """torchvision adds its four losses as they are."""

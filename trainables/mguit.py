@@ -474,7 +474,7 @@ class MGUIT(Translator):
             values = unit(guide.noise.to(values), dim=-1)
         if guide.exemplar is not None:
             content, style = self.content_encoder(guide.exemplar, target), self.style_encoder(guide.exemplar, target)
-            values = self.memory.collect(content, style, target)[0].to(values)
+            values = self.memory.collect(content, style, target)[0].to(values).expand(batch, -1, -1)
         return self._with_class_values(values, guide.values or {})
 
     def _with_class_values(self, values: Tensor, chosen: Mapping[str, Tensor]) -> Tensor:
@@ -522,7 +522,7 @@ class MGUIT(Translator):
     def _drawn(self, noise: Tensor, stored: Tensor) -> Tensor:
         """Unit values from Gaussian noise (B, N, value_dim): anywhere on the sphere, or around the stored ones."""
         spread = self.config.memory.random_spread
-        if spread is None or self.config.memory.use == "none":
+        if spread is None:
             return unit(noise, dim=-1)
         return unit(stored + spread * noise / noise.shape[-1] ** 0.5, dim=-1)  # the noise's length is about `spread`
 

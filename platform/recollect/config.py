@@ -175,6 +175,8 @@ class Run(Frozen):
 
     def direction(self) -> tuple[str, str]:
         """The (source, target) domains that evaluation translates between."""
+        if len(self.data.domains) < 2:
+            raise ValueError(f"run {self.name!r} has the domains {', '.join(self.data.domains) or 'none'}; a direction needs two")
         source = self.evaluation.source or self.data.domains[0]
         target = self.evaluation.target or next(name for name in self.data.domains if name != source)
         return source, target
@@ -346,6 +348,6 @@ def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
 def did_you_mean(name: str, known: Iterable[str], lead: str = "; known: ") -> str:
     """The tail of an error message: the closest known name, then all of them."""
     names = sorted(str(key) for key in known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:100], names, n=1)  # its time grows with the length, and the name may be hostile
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint}{lead}{', '.join(names) or 'nothing'}"

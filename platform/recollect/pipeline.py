@@ -104,8 +104,21 @@ class Pipeline:
             if guide.values is not None:
                 values = {name: value.to(self.device, self.dtype) for name, value in guide.values.items()}
                 guide = replace(guide, values=values)
+            if guide.classes is not None:
+                guide = replace(guide, classes=self._classes(guide.classes, images, padded))
             result = self.model.translate(padded, origin, to, guide)
         return Translation(result.images[..., :height, :width].clamp(-1, 1).to(images.dtype), result.extras)
+
+    def _classes(self, classes: Tensor, images: Tensor, padded: Tensor) -> Tensor:
+        """A class map for the padded pictures, the added cells background. Raises ValueError for one that does not fit."""
+        stride, known = self.model.stride, len(self.domains.classes)
+        cells = (len(images), *(-(-side // stride) for side in images.shape[-2:]))
+        if tuple(classes.shape) != cells:
+            raise ValueError(f"guide.classes has a cell for every {stride} pixels here: {cells}, not {tuple(classes.shape)}")
+        if int(classes.min()) < 0 or int(classes.max()) >= known:
+            raise ValueError(f"guide.classes has indices of {', '.join(self.domains.classes)}, so 0 to {known - 1}")
+        height, width = padded.shape[-2] // stride, padded.shape[-1] // stride
+        return F.pad(classes.to(self.device), (0, width - cells[2], 0, height - cells[1]))
 
 
 def pad_to(images: Tensor, stride: int) -> tuple[Tensor, tuple[int, int]]:

@@ -226,7 +226,7 @@ def test_folders_of_photographs_become_a_store_and_its_classes_can_be_set(call: 
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     assert call(*words, "--boxes", tmp_path / "boxes.json")[0] == 0
     code, _, error = call("train", "mguit:tiny", store, "--dry-run")
-    assert code == 2 and "no boxes for 'winter' but some for summer" in error
+    assert code == 2 and "nobody annotated the training pictures of 'winter'" in error
     assert call("train", "mguit:tiny", store, "model.memory.use=single", "--dry-run")[0] == 0
 
 

@@ -183,13 +183,20 @@ def test_a_domain_without_boxes_or_without_a_class_is_met_with_words(store: Stor
     run = preset("mguit:tiny", data={"domains": names})
     opened = Store.open(str(tmp_path / "bare"))
     assert opened.boxes("train", "night") is None and opened.boxes("val", "sunny") is None
-    with pytest.raises(ValueError, match="no boxes for 'night' but some for sunny"):
+    with pytest.raises(ValueError, match="nobody annotated the training pictures of 'night'.*use=single"):
         check_boxes(suit(run, opened), opened)
     check_boxes(suit(overlay(run, {"model.memory.use": "single"}), opened), opened)
+    half = [replace(r, boxes=None) if r.domain == "night" and n % 2 else r for n, r in enumerate(plain)]
+    write_store(str(tmp_path / "half"), half, domains=names, classes=classes)
+    opened, said = Store.open(str(tmp_path / "half")), list[str]()
+    check_boxes(suit(run, opened), opened, said.append)
+    assert "6 of 12 training pictures of night have no annotation: all background" in said
+    detector = preset("detector:tiny", data={"store": str(tmp_path / "bare"), "domains": ("night",)})
+    with pytest.raises(ValueError, match="nobody annotated the training pictures of 'night'"):
+        check_boxes(detector, Store.open(str(tmp_path / "bare")))
     signless = [replace(r, boxes=tuple(b for b in r.boxes or () if b.label != "sign" or r.domain == "sunny")) for r in plain]
     write_store(str(tmp_path / "signless"), signless, domains=names, classes=classes)
-    said: list[str] = []
-    opened = Store.open(str(tmp_path / "signless"))
+    opened, said = Store.open(str(tmp_path / "signless")), []
     check_boxes(suit(run, opened), opened, said.append)
     assert said == ["no training picture of night shows sign: what mguit learns of them there is nothing"]
     counted = Store.open(str(tmp_path / "signless")).boxes("train", "sunny")

@@ -222,13 +222,14 @@ def test_content_is_noisy_in_training_terms_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize("form", ["concat", "mlp"])
 @torch.no_grad()
-def test_styles_come_from_noise_from_exemplars_or_are_the_priors_mean(form: str) -> None:
+def test_styles_come_from_noise_from_exemplars_or_are_the_mean_style(form: str) -> None:
     model = made(small(form=form))
     image, exemplar = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     content = model.content_encoder(image, 0)
     z = torch.randn(2, 8)
+    model.mean_style.copy_(torch.randn(2, 8))
     given = {
-        "nothing": (Guide(), torch.zeros(2, 8)),
+        "nothing": (Guide(), model.mean_style[1].expand(2, 8)),
         "noise": (Guide(noise=z), z),
         "exemplar": (Guide(exemplar=exemplar), model.style_encoder(exemplar, 1).mean),
     }

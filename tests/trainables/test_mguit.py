@@ -245,6 +245,15 @@ def test_random_values_are_unit_vectors_anywhere_or_around_the_stored_ones() -> 
         assert low < float((noise * model.memory.values[1]).sum(-1).mean()) < high, spread
 
 
+@pytest.mark.parametrize("arm", [arm for arm in ABLATIONS if arm != "own"])
+def test_random_values_of_a_shared_generator_belong_to_a_domain_in_every_arm(arm: str) -> None:
+    """Drawn anywhere on the sphere they would ask one function for the pictures of both domains."""
+    settings = {"model.share_generator": True, "model.memory.random_spread": 1.0}
+    model, _ = built(**{**ABLATIONS[arm], **settings})
+    drawn = [model.sample_guide(domain, [torch.Generator().manual_seed(3)]).noise for domain in (0, 1)]
+    assert drawn[0] is not None and drawn[1] is not None and not torch.allclose(drawn[0], drawn[1], atol=0.1)
+
+
 def test_a_shared_generator_knows_the_domain_by_the_values_alone() -> None:
     for fusion in ("concat", "modulate"):
         model, _ = built(**{"model.share_generator": True, "model.fusion": fusion, "model.downs": 2})

@@ -340,12 +340,20 @@ class Store:
 
     def boxes(self, split: str, domain: str) -> dict[str, int] | None:
         """How many boxes of each class the pictures of a split and domain have; None where nobody annotated any of them."""
-        column = self._table["boxes"].take(pa.array([self._rows[id] for id in self.ids(split, domain)], pa.int64()))
-        given = [boxes for boxes in column.to_pylist() if boxes is not None]
+        given = [boxes for boxes in self._boxes(split, domain) if boxes is not None]
         if not given:
             return None
         counts = Counter(box["label"] for boxes in given for box in boxes)
         return {name: counts[name] for name in self.domains.classes[1:]}
+
+    def unannotated(self, split: str, domain: str) -> int:
+        """How many pictures of a split and domain nobody annotated."""
+        return sum(boxes is None for boxes in self._boxes(split, domain))
+
+    def _boxes(self, split: str, domain: str) -> list[list[dict[str, Any]] | None]:
+        rows = pa.array([self._rows[id] for id in self.ids(split, domain)], pa.int64())
+        found: list[list[dict[str, Any]] | None] = self._table["boxes"].take(rows).to_pylist()
+        return found
 
     def record(self, id: str) -> Record:
         """The record with that id. Raises ValueError when there is none."""

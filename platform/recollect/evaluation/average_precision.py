@@ -88,7 +88,8 @@ def measure(found: Sequence[Detections], truth: Sequence[tuple[Tensor, Tensor]],
     """
     kind = _metric_class()
     steps = {"iou_thresholds": OVERLAPS.tolist(), "rec_thresholds": RECALLS.tolist()}
-    metric = kind(iou_type="bbox", extended_summary=True, backend="pycocotools", **steps)
+    alone = {"sync_on_compute": False}  # rank 0 judges while the others wait for it elsewhere
+    metric = kind(iou_type="bbox", extended_summary=True, backend="pycocotools", **steps, **alone)
     metric.warn_on_many_detections = False  # COCO counts the 100 best of a picture, and so do we
     predictions = [{"boxes": own.boxes, "scores": own.scores, "labels": own.labels} for own in found]
     metric.update(predictions, [{"boxes": boxes, "labels": labels} for boxes, labels in truth])

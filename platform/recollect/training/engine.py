@@ -54,6 +54,7 @@ class Judge(Protocol):
     """
 
     metric: str
+    about: str  # what it does, in words
 
     @property
     def mode(self) -> str: ...

@@ -46,20 +46,23 @@ def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Ru
 def check_boxes(run: Run, store: Store, say: Callable[[str], None] = logger.warning) -> None:
     """For a method that trains on classes: say which of them a domain never shows.
 
-    Raises ValueError for a domain that nobody annotated beside one that somebody did.
+    Raises ValueError for a domain that nobody annotated.
     """
     method, names = run.model.name, run.data.domains
     if not run.model.reads_classes():
         return
     counts = {name: store.boxes("train", name) for name in names}
     bare = [name for name, count in counts.items() if count is None]
-    if bare and len(bare) < len(names):
-        others = ", ".join(name for name in names if name not in bare)
+    if bare:
         raise ValueError(
-            f"{store.uri} has no boxes for {bare[0]!r} but some for {others}: {method} would take all of {bare[0]} for "
-            f"{store.domains.classes[0]}. Give boxes for both domains or for neither, or use a method (or for mguit "
-            "model.memory.use=single) that reads none"
+            f"nobody annotated the training pictures of {bare[0]!r} in {store.uri}: {method} would take all of them for "
+            f"{store.domains.classes[0]}. Give boxes for every domain of the run"
+            + (", or set model.memory.use=single, which reads none" if method == "mguit" else "")
         )
+    for name in names:
+        without = store.unannotated("train", name)
+        if without:
+            say(f"{without} of {len(store.ids('train', name))} training pictures of {name} have no annotation: all background")
     for name, count in counts.items():
         missing = [label for label, boxes in (count or {}).items() if not boxes]
         if missing:

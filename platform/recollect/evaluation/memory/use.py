@@ -46,25 +46,27 @@ def memory_use(pipeline: Pipeline, cases: Cases, seeds: tuple[int, ...] = (1, 2,
     report: dict[str, float] = {}
 
     stored = model.stored_values(target)
-    rises: dict[str, list[float]] = {name: [] for name in names}
+    present = [name for name in names if by_region.pixels[:, inside[name]].sum() > 0]
+    rises: dict[str, list[float]] = {name: [] for name in present}
     for shift in range(1, len(names)):
         values = {name: _fill(stored[names[(k + shift) % len(names)]], len(stored[name])) for k, name in enumerate(names)}
         shuffled = _errors(_translate(pipeline, cases, Guide(values=values)), cases)
-        for name in names:
+        for name in present:
             rises[name].append(_mean_error(shuffled, inside[name]) / _mean_error(by_region, inside[name]) - 1)
     for name, rise in rises.items():
         report[f"memory_use/shuffled/{name}"] = sum(rise) / len(rise)
-    report["memory_use/shuffled"] = sum(report.values()) / len(names)
+    report["memory_use/shuffled"] = sum(report.values()) / len(present)
 
     owner = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(list(model.style_classes().values())))
     in_boxes = ours != names.index(BACKGROUND)
-    report["memory_use/found"] = float((owner[_most_read(pipeline, cases)] == ours)[in_boxes].float().mean())
+    if in_boxes.any():
+        report["memory_use/found"] = float((owner[_most_read(pipeline, cases)] == ours)[in_boxes].float().mean())
 
     told = _errors(_translate(pipeline, cases, Guide(classes=ours)), cases)
     everything = [r for r in range(len(cases.regions)) if by_region.pixels[:, r].sum() > 0]
     report["memory_use/class_free"] = _mean_error(by_region, everything) / _mean_error(told, everything) - 1
 
-    for name in names:
+    for name in present:
         mask = torch.isin(cases.truth.regions, torch.tensor(inside[name], dtype=cases.truth.regions.dtype))[:, None]
         near, far = [], []
         for seed in seeds:
@@ -77,10 +79,10 @@ def memory_use(pipeline: Pipeline, cases: Cases, seeds: tuple[int, ...] = (1, 2,
 
 
 def _regions_of(name: str, cases: Cases) -> list[int]:
-    """The regions that a class's boxes enclose: the one of its own name; for the background all that no class is named for."""
-    if name in cases.regions:
-        return [cases.regions.index(name)]
-    return [index for index, region in enumerate(cases.regions) if region not in cases.classes]
+    """The region of a class's name, none if there is no such; for the background all that no class is named for."""
+    if name == BACKGROUND:
+        return [index for index, region in enumerate(cases.regions) if region not in cases.classes]
+    return [index for index, region in enumerate(cases.regions) if region == name]
 
 
 def _fill(values: Tensor, count: int) -> Tensor:
@@ -93,7 +95,7 @@ def _translate(pipeline: Pipeline, cases: Cases, guide: Guide) -> Tensor:
     rows = []
     for start in range(0, len(cases), BATCH):
         part = slice(start, start + BATCH)
-        own = guide if guide.classes is None else replace(guide, classes=guide.classes[part].to(pipeline.device))
+        own = guide if guide.classes is None else replace(guide, classes=guide.classes[part])
         rows.append(pipeline(to_unit(cases.images[part]), cases.target, cases.source, own).images.float().cpu())
     return (torch.cat(rows) + 1) / 2
 
