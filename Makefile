@@ -27,7 +27,8 @@ demo: $(READY)  ## the whole line: data, search, training, evaluation, report, e
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_KEEP),--keep) $(DEMO_ARGS)
 
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --durations=15 --ignore=tests/serve
+	$(BIN)/python -m pytest -q -m 'not slow' --durations=5 tests/serve  # alone: endpoints have seconds to come up
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -q -m slow

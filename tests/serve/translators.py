@@ -14,12 +14,13 @@ from recollect import bundle
 from recollect.batch import Domains, Guide, Translation
 from recollect.config import Data, ModelConfig, Run, Weights, preset
 from recollect.trainable import Translator, refuse
+from trainables import catalogue
 from trainables.mguit import MGUIT
 
 METHODS = {
+    **catalogue.METHODS,  # whatever runs in this process later finds its own
     "tint": "tests.serve.translators:Tint",
     "flat": "tests.serve.translators:Flat",
-    "mguit": "trainables.mguit:MGUIT",
 }
 CATALOGUE = "tests.serve.translators:METHODS"
 STREETS = Domains(("sunny", "night"), ("background", "car", "person", "sign"))

@@ -39,7 +39,13 @@ class TestContract(TrainableContract):
         """Zero is its gradient, so weight decay moves it; an optimiser would skip it where it has none."""
         switched_off = dict.fromkeys(("weights.kl", "weights.con_v", "weights.latent"), 0.0)
         run = overlay(
-            self._exact(), {"model.memory.order": "read-update", "optimisers.default.weight_decay": 0.1, **switched_off}
+            self._exact(),
+            {
+                "model.memory.order": "read-update",
+                "model.memory.own_style": False,
+                "optimisers.default.weight_decay": 0.1,
+                **switched_off,
+            },
         )
         (alone,) = train_ranks(run, self.domains, 1)
         assert {float(g.abs().max()) for name, g in alone.items() if "/style_encoder." in name and name.startswith("grad/")} == {
@@ -74,7 +80,7 @@ def gradient_norm(loss: torch.Tensor, net: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("detach, reaches", [("none", True), ("released", False)])
 def test_self_reconstruction_reaches_the_style_encoder(detach: str, reaches: bool) -> None:
-    run = overlay(small(), {"model.memory.detach": detach})
+    run = overlay(small(), {"model.memory.detach": detach, "model.memory.own_style": False})
     model = build(run, DOMAINS)
     assert isinstance(model, MGUIT)
     terms, _ = terms_of(model, run, "self_rec")
@@ -83,7 +89,7 @@ def test_self_reconstruction_reaches_the_style_encoder(detach: str, reaches: boo
 
 
 def test_reading_before_the_update_gives_the_style_encoder_nothing() -> None:
-    run = overlay(small(), {"model.memory.order": "read-update"})
+    run = overlay(small(), {"model.memory.order": "read-update", "model.memory.own_style": False})
     model = build(run, DOMAINS)
     assert isinstance(model, MGUIT)
     terms, _ = terms_of(model, run, "self_rec")
