@@ -8,6 +8,9 @@ export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 
+# Tests that start Ray run one after another: actors and endpoints have only seconds to come up.
+ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,test_cluster.py test_launch.py test_tune.py)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check bench docs clean
 
@@ -27,8 +30,8 @@ demo: $(READY)  ## the whole line: data, search, training, evaluation, report, e
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_KEEP),--keep) $(DEMO_ARGS)
 
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --durations=15 --ignore=tests/serve
-	$(BIN)/python -m pytest -q -m 'not slow' --durations=5 tests/serve  # alone: endpoints have seconds to come up
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
+	$(BIN)/python -m pytest -q -m 'not slow' --durations=10 $(ON_RAY)
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -q -m slow
