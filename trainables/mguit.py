@@ -56,7 +56,7 @@ class Memory(Frozen):
     use: Literal["none", "single", "class-aware"] = "class-aware"  # single: the same items for all classes; none: pooled styles
     items_per_class: dict[str, ItemCount] = {"background": 10, "car": 5, "person": 3, "sign": 2}
     value_dim: Annotated[int, Field(ge=1), Choice((16, 32, 64), shape=True)] = 256
-    read_temperature: Annotated[float, Field(gt=0), Range(0.05, 1, log=True)] = 0.1
+    read_temperature: Annotated[float, Field(gt=0), Range(0.02, 1, log=True)] = 0.1
     update_temperature: Annotated[float, Field(gt=0), Range(0.03, 1, log=True)] = 0.1
     contrast_temperature: Annotated[float, Field(gt=0), Range(0.05, 0.5, log=True)] = 0.1  # tau of eq. 8; not given in the paper
     assignment: Literal["hard", "soft"] = "hard"
@@ -105,12 +105,12 @@ class MGUITWeights(Weights):
 
     self_rec: Annotated[float, Range(3, 30, log=True)] = 10.0
     cyc_rec: Annotated[float, Range(3, 50, log=True)] = 10.0
-    adv_content: Annotated[float, Range(0.1, 3, log=True)] = 1.0
+    adv_content: Annotated[float, Range(0.03, 3, log=True)] = 1.0
     adv_domain: Annotated[float, Range(0.3, 3, log=True)] = 1.0
     # kl keeps the raw style's norm bounded, no more: styles are L2-normalised wherever they are used.
     kl: Annotated[float, Range(1e-3, 0.1, log=True)] = 0.01
     latent: Annotated[float, Range(0.3, 10, log=True)] = 10.0
-    con_k: Annotated[float, Range(0.1, 2, log=True)] = 1.0
+    con_k: Annotated[float, Range(0.1, 10, log=True)] = 1.0
     con_v: Annotated[float, Range(0.1, 2, log=True)] = 0.5
     content_rec: Annotated[float, Range(0.1, 10, log=True)] = 0.0  # only in the released code, at 1
     critic_domain: float = 1.0

@@ -234,7 +234,7 @@ def test_the_catalogue_and_the_searchable_fields_are_shown(call: Call) -> None:
     code, out, _ = call("show", "methods")
     assert code == 0 and re.search(r"^mguit: MGUIT: .+\n    presets: tiny, paper, released$", out, re.MULTILINE)
     code, out, _ = call("search", "mguit:tiny", "weights.con_k=0.7", "--fields")
-    assert code == 0 and "\nweights.con_k = 0.7   Range(low=0.1, high=2" in out
+    assert code == 0 and "\nweights.con_k = 0.7   Range(low=0.1, high=10" in out
     assert "model.memory.items_per_class.car = 5   Range(low=2, high=12" in out
 
 

@@ -90,7 +90,7 @@ def test_a_run_leaves_what_people_look_for(run: Run, store: Store, tmp_path: Pat
     assert not (bundle / "training.json").exists() and (tmp_path / "run" / "last" / "training.json").exists()
     assert list((tmp_path / "run" / "samples").glob("*.png")) and list((tmp_path / "run" / "tensorboard").iterdir())
     card = (bundle / "README.md").read_text()
-    assert "| con_k | 1 |" in card and "scene_error" in card and "memory/cosine/background" in card
+    assert "| con_k | 5 |" in card and "scene_error" in card and "memory/cosine/background" in card
     line = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("step 4/6"))
     assert "images/s" in line and "con_k" in line and "left" in line
     steps = [metrics["step"] for metrics, _ in reported]

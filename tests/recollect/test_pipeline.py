@@ -84,7 +84,7 @@ def test_an_answer_does_not_depend_on_its_batch(pipeline: Pipeline, seeds: list[
         for index in range(len(seeds)):
             own = [seeds[index]] if given_seeds else None
             alone = pipeline(images[index : index + 1], "night", seeds=own)
-            torch.testing.assert_close(alone.images[0], together.images[index], atol=1e-5, rtol=0)
+            torch.testing.assert_close(alone.images[0], together.images[index], atol=1e-4, rtol=0)
             assert alone.extras["memory_map"].shape == together.extras["memory_map"][index : index + 1].shape
 
 

@@ -21,10 +21,10 @@ def tiny() -> Run:
 def test_ranges_stand_beside_the_defaults(tiny: Run) -> None:
     found = searchable(overlay(tiny, ["model.memory.items_per_class.car=7", "weights.con_k=0.3"]))
     assert found["model.memory.items_per_class.car"] == (Range(2, 12, shape=True), 7)
-    assert found["model.memory.read_temperature"] == (Range(0.05, 1, log=True), 0.1)
+    assert found["model.memory.read_temperature"] == (Range(0.02, 1, log=True), 0.05)
     assert found["model.memory.update_rate"] == (Range(0.02, 0.5, log=True), 0.1)  # inside `... | None`
     assert found["model.memory.value_dim"] == (Choice((16, 32, 64), shape=True), 32)
-    assert found["weights.con_k"] == (Range(0.1, 2, log=True), 0.3)
+    assert found["weights.con_k"] == (Range(0.1, 10, log=True), 0.3)
     assert found["optimisers.content_critic.lr"] == (Range(5e-5, 1e-3, log=True), tiny.optimisers["content_critic"].lr)
     assert not {"engine.steps", "seed", "name", "model.memory.assignment", "weights.critic_domain"} & found.keys()
 
