@@ -46,8 +46,8 @@ from recollect.config import Choice, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.pretrained import WeightsFile, read_weights
 from recollect.trainable import Part, Phase, Step, Trainable
+from trainables.parts.perceptual import DEVIATION, MEAN
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which published weights expect
 PUBLISHED = "of torchvision's fasterrcnn_resnet50_fpn (COCO) or resnet50 (ImageNet), as safetensors"
 CELL = 4  # pixels per cell of the finest feature map, in both backbones
 
@@ -263,7 +263,7 @@ class Detector(Trainable):
         """Feature maps by name, and the padded pictures with their sizes as torchvision passes them on."""
         height, width = images.shape[-2:]
         divisor = 32 if self.config.backbone == "resnet50_fpn" else CELL
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
         normal = ((images + 1) / 2 - mean) / std
         padded = F.pad(normal, (0, -width % divisor, 0, -height % divisor))
         found = self.net.backbone(padded)

@@ -44,9 +44,9 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import Choice, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
-from trainables.parts.blocks import DownBlock, GlobalStyleEncoder, Mlp, ResBlock, conv, deconv, initialise
+from trainables.parts.blocks import DownBlock, GlobalStyleEncoder, Mlp, ResBlock, TailSharingEncoder, conv, deconv, initialise
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
-from trainables.parts.losses import Gan, adversarial
+from trainables.parts.losses import Gan, adversarial, l1
 
 STYLE_RATE = 0.02  # of the running means
 SMALLEST_EXEMPLAR = 16  # pixels: both forms of E_a halve four times and pad by reflection, which takes two cells
@@ -84,27 +84,6 @@ class DRITWeights(Weights):
     mode_seeking: Annotated[float, Range(0.1, 3, log=True)] = 0.0
     critic_domain: float = 1.0
     critic_content: float = 1.0
-
-
-class ContentEncoder(nn.Module):
-    """E_c: a trunk per domain and a shared tail."""
-
-    def __init__(self, config: DRITConfig, domains: int) -> None:
-        super().__init__()
-        width, top = config.width, config.width * 2**config.downs
-        self.trunks = nn.ModuleList(
-            nn.Sequential(
-                conv(3, width, 7, act=nn.LeakyReLU(0.01)),
-                *(conv(width * 2**i, width * 2 ** (i + 1), 3, 2, norm="instance", act=nn.ReLU()) for i in range(config.downs)),
-                *(ResBlock(top) for _ in range(config.content_blocks - 1)),
-            )
-            for _ in range(domains)
-        )
-        self.tail = ResBlock(top)
-
-    def forward(self, images: Tensor, domain: int) -> Tensor:
-        content: Tensor = self.tail(self.trunks[domain](images))
-        return content  # (B, C, h, w)
 
 
 class Posterior(NamedTuple):
@@ -278,7 +257,7 @@ class DRIT(Translator):
         if len(domains.names) != 2:
             raise ValueError(f"drit translates between 2 domains, not {len(domains.names)}; set data.domains")
         count = len(domains.names)
-        self.content_encoder = ContentEncoder(config, count)
+        self.content_encoder = TailSharingEncoder(config.width, config.downs, config.content_blocks, count)
         self.style_encoder = StyleEncoder(config, count)
         self.generator: nn.Module = {"concat": ConcatGenerator, "mlp": MlpGenerator}[config.form](config, count)
         self.domain_critic = DomainCritics(config, count)
@@ -454,11 +433,6 @@ TRANSLATION_TERMS = ("adv_content", "cyc_rec", "adv_domain", "self_rec", "latent
 
 def _random_pictures(drawn: dict[str, Tensor]) -> Tensor:
     return torch.cat([drawn[name] for name in ("random", "again") if name in drawn])
-
-
-def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference; `b` is in fp32 or better, so the difference is too."""
-    return (a - b).abs().mean()
 
 
 def kl(style: Posterior) -> Tensor:

@@ -42,9 +42,19 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import Choice, Frozen, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
-from trainables.parts.blocks import DownBlock, LayerNorm2d, ModulatedResBlock, Modulation, ResBlock, conv, initialise, resize_to
+from trainables.parts.blocks import (
+    DownBlock,
+    ModulatedResBlock,
+    Modulation,
+    ResBlock,
+    TailSharingEncoder,
+    conv,
+    deconv,
+    initialise,
+    resize_to,
+)
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
-from trainables.parts.losses import Gan, adversarial, memory_contrast, memory_triplet, nearest_items
+from trainables.parts.losses import Gan, adversarial, l1, memory_contrast, memory_triplet, nearest_items
 from trainables.parts.memory import ClassAwareMemory, MemoryState, unit
 
 ItemCount = Annotated[int, Field(ge=1), Range(2, 12, shape=True)]
@@ -117,24 +127,11 @@ class MGUITWeights(Weights):
     critic_content: float = 1.0
 
 
-class ContentEncoder(nn.Module):
+class ContentEncoder(TailSharingEncoder):
     """E_c: a trunk per domain and a shared tail; content is L2-normalised per pixel, so that c . k is the cosine of eq. 3."""
 
-    def __init__(self, config: MGUITConfig, domains: int) -> None:
-        super().__init__()
-        width, top = config.width, config.width * 2**config.downs
-        self.trunks = nn.ModuleList(
-            nn.Sequential(
-                conv(3, width, 7, act=nn.LeakyReLU(0.01)),
-                *(conv(width * 2**i, width * 2 ** (i + 1), 3, 2, norm="instance", act=nn.ReLU()) for i in range(config.downs)),
-                *(ResBlock(top) for _ in range(config.content_blocks - 1)),
-            )
-            for _ in range(domains)
-        )
-        self.tail = ResBlock(top)
-
     def forward(self, images: Tensor, domain: int) -> Tensor:
-        content = unit(self.tail(self.trunks[domain](images)))
+        content = unit(super().forward(images, domain))
         return content  # (B, C, h, w)
 
 
@@ -173,7 +170,7 @@ class ConcatGenerator(nn.Module):
         for i in range(config.downs):
             inputs, channels = channels + style, (channels + style) // 2
             count = 1 if i == 0 or config.share_generator else domains  # the first upsampling always serves all domains
-            self.ups.append(nn.ModuleList(_upsample(inputs, channels) for _ in range(count)))
+            self.ups.append(nn.ModuleList(deconv(inputs, channels, "layer") for _ in range(count)))
         self.last = nn.ModuleList(nn.Conv2d(channels + style, 3, 1) for _ in range(1 if config.share_generator else domains))
 
     def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
@@ -184,10 +181,6 @@ class ConcatGenerator(nn.Module):
         last = self.last[min(domain, len(self.last) - 1)]
         picture: Tensor = last(torch.cat([x, resize_to(style, x)], dim=1)).tanh()
         return picture  # (B, 3, H, W)
-
-
-def _upsample(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1), LayerNorm2d(outputs), nn.ReLU())
 
 
 class ModulatedGenerator(nn.Module):
@@ -306,7 +299,7 @@ class MGUIT(Translator):
         memory, count = config.memory, len(domains.names)
         if memory.use == "none" and config.contrast != "none":
             raise ValueError("without a memory (memory.use=none) there is nothing to contrast with; set model.contrast=none")
-        self.content_encoder = ContentEncoder(config, count)
+        self.content_encoder = ContentEncoder(config.width, config.downs, config.content_blocks, count)
         self.style_encoder = StyleEncoder(config, count)
         self.generator: nn.Module = {"concat": ConcatGenerator, "modulate": ModulatedGenerator}[config.fusion](config, count)
         self.domain_critic = DomainCritics(config, count)
@@ -589,8 +582,3 @@ TRANSLATION_TERMS = (
     *("self_rec", "cyc_rec", "adv_content", "adv_domain", "kl", "latent", "con_k", "con_v"),  # eq. 9
     "content_rec",
 )
-
-
-def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference, in fp32 or better."""
-    return (a - b).abs().mean() if a.dtype == torch.float64 else (a.float() - b.float()).abs().mean()

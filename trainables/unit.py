@@ -30,15 +30,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recollect.batch import Domains, Guide, Translation
 from recollect.config import Choice, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.pretrained import WeightsFile
 from recollect.trainable import Part, Phase, Step, Translator, refuse
-from trainables.parts.blocks import ResBlock, content_layers, conv, initialise, picture_layers
-from trainables.parts.losses import Gan, adversarial
+from trainables.parts.blocks import ResBlock, content_layers, initialise, picture_layers
+from trainables.parts.critics import DomainCritics
+from trainables.parts.losses import Gan, adversarial, l1
 from trainables.parts.perceptual import Perceptual
 
 NOISE_CELLS = 64  # a side of the noise that `sample_guide` draws: the latent grid of 256 pixels at stride 4
@@ -112,27 +112,6 @@ class Generator(nn.Module):
         return picture  # (B, 3, H, W)
 
 
-class DomainCritics(nn.Module):
-    """D: patch critics on a picture and its halvings, one set a domain; slope 0.2, and widths that double at every layer."""
-
-    def __init__(self, config: UNITConfig, domains: int) -> None:
-        super().__init__()
-        sizes = [3, *(config.critic_width * 2**i for i in range(config.critic_layers))]
-
-        def critic() -> nn.Sequential:
-            body = (conv(a, b, 4, 2, act=nn.LeakyReLU(0.2)) for a, b in zip(sizes, sizes[1:], strict=False))
-            return nn.Sequential(*body, nn.Conv2d(sizes[-1], 1, 1))
-
-        self.nets = nn.ModuleList(nn.ModuleList(critic() for _ in range(config.critic_scales)) for _ in range(domains))
-
-    def forward(self, images: Tensor, domain: int) -> list[Tensor]:
-        logits: list[Tensor] = []
-        for critic in self.nets[domain]:  # type: ignore[attr-defined]
-            logits.append(critic(images))
-            images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
-        return logits
-
-
 class UNIT(Translator):
     """Translation between two domains through a shared latent space.
 
@@ -183,7 +162,7 @@ class UNIT(Translator):
             raise ValueError(f"unit translates between 2 domains, not {count}; set data.domains")
         self.encoder = Encoder(config, count)
         self.generator = Generator(config, count)
-        self.domain_critic = DomainCritics(config, count)
+        self.domain_critic = DomainCritics(config.critic_width, config.critic_layers, config.critic_scales, count)
         for name, net in self.named_children():
             initialise(net, config.critic_init_std if name == "domain_critic" else config.init_std)
         self.perceptual = Perceptual(config.vgg16)
@@ -275,8 +254,3 @@ def tiled(noise: Tensor, like: Tensor) -> Tensor:
 def mean_square(mean: Tensor) -> Tensor:
     """The divergence of N(mean, 1) from N(0, 1) per latent number, times 2, as the released code counts it; fp32 or better."""
     return mean.square().mean() if mean.dtype == torch.float64 else mean.float().square().mean()
-
-
-def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference, in fp32 or better."""
-    return (a - b).abs().mean() if a.dtype == torch.float64 else (a.float() - b.float()).abs().mean()

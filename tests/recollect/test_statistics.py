@@ -93,6 +93,13 @@ def test_pairing_takes_out_what_both_share() -> None:
     assert paired.high - paired.low < (alone.high - alone.low) / 10
 
 
+def test_the_other_difference_has_the_mirrored_interval() -> None:
+    generator = torch.Generator().manual_seed(4)
+    one, other = (Measured(torch.rand(3, 40, 1, generator=generator), torch.ones(40, 1)) for _ in range(2))
+    forth, back = difference(one, other), difference(other, one)
+    torch.testing.assert_close((forth.value, forth.low, forth.high), (-back.value, -back.high, -back.low), rtol=0, atol=1e-12)
+
+
 def test_a_baseline_stands_against_every_seed() -> None:
     values = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
     once, thrice = plain(values[:1]), plain(values[:1].expand(3, -1))

@@ -260,6 +260,8 @@ def test_bad_form_fields(server: Server, fields: dict[str, Any], code: str, told
         ({"image": "", "seed": True}, "bad_seed"),
         ({"image": "", "samples": "2"}, "bad_samples"),
         ({"image": "", "colour": 1}, "unknown_field"),
+        ({"image": "", "target": "n" * 201}, "bad_target"),  # the time to find a near name grows with its length
+        ({"image": "", "styles": {"c" * 201: {"random": 1}}}, "bad_styles"),
     ],
 )
 def test_bad_json_fields(server: Server, fields: dict[str, Any], code: str) -> None:

@@ -170,6 +170,27 @@ def picture_layers(width: int, downs: int) -> nn.Sequential:
     return nn.Sequential(*ups, conv(width, 3, 7, act=nn.Tanh()))
 
 
+class TailSharingEncoder(nn.Module):
+    """Pictures to content (B, width * 2 ** downs, h, w): a trunk per domain, and one last block for all (DRIT's E_c)."""
+
+    def __init__(self, width: int, downs: int, blocks: int, domains: int) -> None:
+        super().__init__()
+        top = width * 2**downs
+        self.trunks = nn.ModuleList(
+            nn.Sequential(
+                conv(3, width, 7, act=nn.LeakyReLU(0.01)),
+                *(conv(width * 2**i, width * 2 ** (i + 1), 3, 2, norm="instance", act=nn.ReLU()) for i in range(downs)),
+                *(ResBlock(top) for _ in range(blocks - 1)),
+            )
+            for _ in range(domains)
+        )
+        self.tail = ResBlock(top)
+
+    def forward(self, images: Tensor, domain: int) -> Tensor:
+        content: Tensor = self.tail(self.trunks[domain](images))
+        return content  # (B, C, h, w)
+
+
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
     """`x` at the height and width of `like`, nearest neighbour."""
     return x if x.shape[-2:] == like.shape[-2:] else F.interpolate(x, size=like.shape[-2:], mode="nearest")

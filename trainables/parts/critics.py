@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainables.parts.blocks import conv
+
 
 class MultiScaleCritic(nn.Module):
     """Patch critics on a picture and its halvings (Wang et al. 2018), as in DRIT and MUNIT.
@@ -36,6 +38,30 @@ def _patch_critic(width: int, layers: int) -> nn.Sequential:
         for layer in (nn.ReflectionPad2d(1), nn.Conv2d(inputs, outputs, 4, 2), nn.LeakyReLU(0.01))
     ]
     return nn.Sequential(*body, nn.Conv2d(sizes[-1], 1, 1))
+
+
+class DomainCritics(nn.Module):
+    """D: patch critics on a picture and its halvings, one set a domain, as in MUNIT and UNIT.
+
+    Slope 0.2, and widths that double at every layer.
+    """
+
+    def __init__(self, width: int, layers: int, scales: int, domains: int) -> None:
+        super().__init__()
+        sizes = [3, *(width * 2**i for i in range(layers))]
+
+        def critic() -> nn.Sequential:
+            body = (conv(a, b, 4, 2, act=nn.LeakyReLU(0.2)) for a, b in zip(sizes, sizes[1:], strict=False))
+            return nn.Sequential(*body, nn.Conv2d(sizes[-1], 1, 1))
+
+        self.nets = nn.ModuleList(nn.ModuleList(critic() for _ in range(scales)) for _ in range(domains))
+
+    def forward(self, images: Tensor, domain: int) -> list[Tensor]:
+        logits: list[Tensor] = []
+        for critic in self.nets[domain]:  # type: ignore[attr-defined]
+            logits.append(critic(images))
+            images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
+        return logits
 
 
 class ContentCritic(nn.Module):

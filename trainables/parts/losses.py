@@ -14,6 +14,11 @@ from trainables.parts.memory import unit
 Gan = Literal["bce", "lsgan"]
 
 
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference, in fp32 or better."""
+    return (a - b).abs().mean() if a.dtype == torch.float64 else (a.float() - b.float()).abs().mean()
+
+
 def adversarial(logits: list[Tensor], target: float, kind: Gan) -> Tensor:
     """How far a critic's patch logits are from `target` (1 real, 0 fake, 0.5 undecided): mean over patches, sum over scales.
 

@@ -108,7 +108,8 @@ def _interval(by_seed: Tensor, drawn: Tensor | None, seed: int, resamples: int) 
         return Interval(value, math.nan, math.nan)
     around = by_seed.mean().expand(resamples) if drawn is None else drawn
     if seeds > 1:
-        around = around + by_seed.std() / seeds**0.5 * student(seeds - 1, resamples, seed + 1)
+        chance = by_seed.std() / seeds**0.5 * student(seeds - 1, resamples, seed + 1)
+        around = torch.cat([around + chance, around - chance])  # both, so that b minus a has the interval of a minus b, mirrored
     return Interval(value, *bounds(around))
 
 
