@@ -58,7 +58,7 @@ class Batch:
     ids: tuple[str, ...]
     slots: tuple[int, ...]
     classes: Tensor | None = None  # (B, h, w) int64 on the feature grid; None: nobody annotated these pictures
-    attributes: Tensor | None = None  # (B, A) in {0, 1}
+    attributes: Tensor | None = None  # (B, A) in {0, 1}; NaN where unknown, or where it does not apply
     boxes: tuple[Tensor, ...] | None = None  # B times (n, 4) float32, x1 y1 x2 y2 in pixels of the picture
     labels: tuple[Tensor, ...] | None = None  # B times (n,) int64, the classes of the boxes; never the background
 
@@ -86,7 +86,8 @@ class Guide:
 
     noise: Tensor | None = None  # the method's own random style; `Translator.sample_guide` draws it
     exemplar: Tensor | None = None  # (B, 3, H, W): a picture of the target domain whose style is wanted
-    neighbours: Tensor | None = None  # (B, M, 3, H, W): what a retriever found
+    neighbours: Tensor | None = None  # (B, k, 3, H, W): what a retriever found, nearest first
+    attributes: Tensor | None = None  # (B, S) in [0, 1]: what is wanted of a method that is `AttributeWise`
     values: Mapping[str, Tensor] | None = None  # class name -> memory values (N_k, C) or (B, N_k, C)
     classes: Tensor | None = None  # (B, h, w) int64: what each cell of the feature grid shows, where somebody knows it
 

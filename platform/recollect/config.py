@@ -66,6 +66,8 @@ class Data(Frozen):
     short_side: int | None = None  # resize the short side to this before cropping; None: to `size`
     flip: bool = True
     limit: int | None = None  # at most so many training pictures a domain
+    index: str = ""  # where neighbours are found, for methods that are guided by them
+    library: str = ""  # the store with the index's pictures; empty: the one that the index names
 
 
 class ModelConfig(Frozen):
@@ -76,6 +78,14 @@ class ModelConfig(Frozen):
     def suited_to(self, classes: tuple[str, ...]) -> Self:
         """This configuration for a store with these classes. Recipes call it; constructors stay strict."""
         return self
+
+    def with_parents(self) -> Self:
+        """This configuration with what its parents' bundles determine: their configurations and digests."""
+        return self
+
+    def parents(self) -> dict[str, str]:
+        """The digests of the bundles it starts from, by what they are; for the manifest."""
+        return {}
 
     def reads_classes(self) -> bool:
         """Whether the method trains on what boxes say, so that a domain without any would teach it something wrong."""

@@ -34,6 +34,18 @@ from recollect.objective import Terms
 Reduce = Callable[[Tensor], Tensor]
 
 
+class Queries(NamedTuple):
+    """What to look up in a retrieval set: for each query the `k` nearest pictures, or (a control) as many drawn at random."""
+
+    k: int
+    exclude: tuple[str, ...]  # (Q,) ids that must not be found: each query's own picture; "" where it has none
+    vectors: Tensor | None = None  # (Q, E) in the space of `Embedder.embed`
+    seeds: tuple[int, ...] | None = None  # (Q,) instead of vectors: draw at random, each by its seed
+
+
+Search = Callable[[Queries], Tensor]  # the pictures found (Q, k, 3, H, W) in [-1, 1], nearest first
+
+
 def alone(tensor: Tensor) -> Tensor:
     """The `Reduce` of a single process: the identity."""
     return tensor
@@ -65,6 +77,7 @@ class Step:
     draws: Draws
     active: frozenset[str]  # names of the terms with a weight above zero
     reduce: Reduce = alone  # differentiable sum over ranks
+    neighbours: Tensor | None = None  # (Q, k, 3, H, W): what was found for the method's `queries(step)`, nearest first
     cache: dict[str, Any] = field(default_factory=dict)  # features computed once, shared by the step's phases
 
     def wants(self, *names: str) -> bool:
@@ -95,6 +108,7 @@ class Trainable(nn.Module):
     Weights: ClassVar[type[Weights]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name -> sections of a Run; the first is the default
     domains_needed: ClassVar[int] = 2  # at least so many; what a run without data.domains takes from its store
+    frozen: ClassVar[tuple[str, ...]] = ()  # nets that come from a parent and never change: in no part, checked by digest
     judged_by: ClassVar[str] = "recollect.evaluation.validate:Validator"  # what chooses its best checkpoint, by name
 
     def __init__(self, config: ModelConfig, domains: Domains) -> None:
@@ -115,6 +129,13 @@ class Trainable(nn.Module):
 
         Not for what drawn weights need (that is the constructor's), and not called when a bundle is opened.
         """
+
+    def queries(self, step: Step) -> Queries | None:
+        """What to look up before the phases of this step run; None: nothing.
+
+        Computed one step ahead, so it may use frozen nets, the step's batches and its draws, and nothing that training changes.
+        """
+        return None
 
     def after_step(self, step: Step) -> None:
         """Commit what gradients do not write: a memory, an image pool."""
@@ -160,6 +181,45 @@ class ClassWise(Protocol):
 
         `classes` (1, h, w) says which cells of the feature grid show which class; without it the memory's own reading does.
         """
+        ...
+
+
+@runtime_checkable
+class AttributeWise(Protocol):
+    """A translator whose targets are attributes: `Guide.attributes` (B, S) says which, in the order of `style_attributes`."""
+
+    def style_attributes(self) -> tuple[str, ...]:
+        """The S attributes that it can set."""
+        ...
+
+    def exclusive_attributes(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of attributes of which a picture has at most one."""
+        ...
+
+    def read_attributes(self, images: Tensor, source: int) -> Tensor:
+        """The attributes (B, S) in {0, 1} that it sees in pictures (B, 3, H, W)."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A method that puts pictures where those alike in content and style are near: what an index is made of."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Vectors (B, E) of pictures (B, 3, H, W) in [-1, 1]; distances between them are Euclidean."""
+        ...
+
+    def embedding_digest(self) -> str:
+        """SHA-256 of the weights behind `embed`: an index belongs to whatever has the same."""
+        ...
+
+
+@runtime_checkable
+class Guided(Embedder, Protocol):
+    """A translator that draws with what a retrieval set shows: it says what to look up, and gets `Guide.neighbours`."""
+
+    def look_up(self, images: Tensor, source: int, target: int, guide: Guide) -> Queries | None:
+        """What to look up for this very translation; None where it is not guided by neighbours."""
         ...
 
 
