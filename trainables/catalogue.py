@@ -6,5 +6,9 @@ METHODS: dict[str, str] = {
     "cyclegan": "trainables.cyclegan:CycleGAN",
     "munit": "trainables.munit:MUNIT",
     "unit": "trainables.unit:UNIT",
+    "gmm_unit": "trainables.gmm_unit:GMMUNIT",
+    "retriever": "trainables.retriever:Retriever",
+    "rg_unit": "trainables.rg_unit:RGUNIT",
     "detector": "trainables.detector:Detector",
+    "classifier": "trainables.classifier:Classifier",
 }

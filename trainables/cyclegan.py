@@ -184,6 +184,7 @@ class CycleGAN(Translator):
 
     Config = CycleGANConfig
     Weights = CycleGANWeights
+    domains_most = 2
     config: CycleGANConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {  # 64 px, trains on a CPU in minutes; the size and the settings of mguit:tiny
@@ -209,8 +210,6 @@ class CycleGAN(Translator):
 
     def __init__(self, config: CycleGANConfig, domains: Domains) -> None:
         super().__init__(config, domains)
-        if len(domains.names) != 2:
-            raise ValueError(f"cyclegan translates between 2 domains, not {len(domains.names)}; set data.domains")
         count = len(domains.names)
         self.generator = Generators(config, count)
         self.domain_critic = DomainCritics(config, count)

@@ -219,6 +219,7 @@ class DRIT(Translator):
 
     Config = DRITConfig
     Weights = DRITWeights
+    domains_most = 2
     config: DRITConfig
     mean_style: Tensor
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -254,8 +255,6 @@ class DRIT(Translator):
 
     def __init__(self, config: DRITConfig, domains: Domains) -> None:
         super().__init__(config, domains)
-        if len(domains.names) != 2:
-            raise ValueError(f"drit translates between 2 domains, not {len(domains.names)}; set data.domains")
         count = len(domains.names)
         self.content_encoder = TailSharingEncoder(config.width, config.downs, config.content_blocks, count)
         self.style_encoder = StyleEncoder(config, count)

@@ -235,6 +235,7 @@ class MGUIT(Translator):
 
     Config = MGUITConfig
     Weights = MGUITWeights
+    domains_most = 2
     config: MGUITConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {  # 64 px, trains on a CPU in minutes; stride 2, because a sign would be a single cell at stride 4
@@ -289,8 +290,6 @@ class MGUIT(Translator):
     def __init__(self, config: MGUITConfig, domains: Domains) -> None:
         super().__init__(config, domains)
         items = config.memory.items_per_class
-        if len(domains.names) != 2:
-            raise ValueError(f"mguit translates between 2 domains, not {len(domains.names)}; set data.domains")
         if set(items) != set(domains.classes):
             raise ValueError(
                 f"memory.items_per_class has {', '.join(items)}; the data has the classes {', '.join(domains.classes)}. "

@@ -136,6 +136,7 @@ class MUNIT(Translator):
 
     Config = MUNITConfig
     Weights = MUNITWeights
+    domains_most = 2
     config: MUNITConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {  # 64 px, trains on a CPU in minutes; the size of mguit:tiny
@@ -157,7 +158,7 @@ class MUNIT(Translator):
         },
         "paper": {  # as released; add weights.cyc_rec=10 and weights.perceptual=1 for street scenes at 512 px, as there
             "data": {"size": 256, "short_side": 256},
-            "optimisers": {"default": {"lr": 1e-4, "hold": 0.1}},
+            "optimisers": {"default": {"lr": 1e-4, "halve_every": 100_000}},
             "engine": {"steps": 1_000_000, "batch_size": 1},
         },
     }
@@ -165,8 +166,6 @@ class MUNIT(Translator):
     def __init__(self, config: MUNITConfig, domains: Domains) -> None:
         super().__init__(config, domains)
         count = len(domains.names)
-        if count != 2:
-            raise ValueError(f"munit translates between 2 domains, not {count}; set data.domains")
         self.content_encoder = ContentEncoder(config, count)
         self.style_encoder = StyleEncoder(config, count)
         self.generator = Generator(config, count)

@@ -124,6 +124,7 @@ class UNIT(Translator):
 
     Config = UNITConfig
     Weights = UNITWeights
+    domains_most = 2
     config: UNITConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {  # 64 px, trains on a CPU in minutes; the size of mguit:tiny
@@ -143,14 +144,14 @@ class UNIT(Translator):
         },
         "paper": {  # shared weights and no perceptual loss, as printed; the other numbers as released
             "data": {"size": 256, "short_side": 256},
-            "optimisers": {"default": {"lr": 1e-4, "hold": 0.1}},
+            "optimisers": {"default": {"lr": 1e-4, "halve_every": 100_000}},
             "engine": {"steps": 1_000_000, "batch_size": 1},
         },
         "released": {  # needs model.vgg16.path and model.vgg16.sha256, or weights.perceptual=0
             "data": {"size": 256, "short_side": 256},
             "model": {"shared_blocks": 0},
             "weights": {"perceptual": 1.0},
-            "optimisers": {"default": {"lr": 1e-4, "hold": 0.1}},
+            "optimisers": {"default": {"lr": 1e-4, "halve_every": 100_000}},
             "engine": {"steps": 1_000_000, "batch_size": 1},
         },
     }
@@ -158,8 +159,6 @@ class UNIT(Translator):
     def __init__(self, config: UNITConfig, domains: Domains) -> None:
         super().__init__(config, domains)
         count = len(domains.names)
-        if count != 2:
-            raise ValueError(f"unit translates between 2 domains, not {count}; set data.domains")
         self.encoder = Encoder(config, count)
         self.generator = Generator(config, count)
         self.domain_critic = DomainCritics(config.critic_width, config.critic_layers, config.critic_scales, count)

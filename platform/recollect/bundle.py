@@ -38,7 +38,7 @@ from torch import Tensor
 
 import recollect
 from recollect.batch import Domains
-from recollect.config import Run, did_you_mean, find_method, validated
+from recollect.config import Parent, Run, did_you_mean, find_method, validated
 from recollect.trainable import Trainable
 
 FORMAT = 1
@@ -186,6 +186,24 @@ def open_bundle(uri: str | os.PathLike[str], verify: bool = True) -> Bundle:
                 raise
 
 
+def open_parent(parent: Parent, method: str, child: str) -> Bundle:
+    """Open the bundle that a method starts from.
+
+    Raises ValueError where none is named, it holds another method, or it is not the one that it was (`parent.digest`).
+    """
+    if not parent.bundle:
+        raise ValueError(f"{child} starts from a trained {method}: set model.parent.bundle to its bundle")
+    opened = open_bundle(parent.bundle)
+    if opened.run.model.name != method:
+        raise ValueError(f"{child} starts from a trained {method}, and {parent.bundle} holds {opened.run.model.name!r}")
+    if parent.digest and parent.digest != opened.digest:
+        raise ValueError(
+            f"{parent.bundle} is not the bundle that this {child} started from (its digest is {opened.digest[:12]}, not "
+            f"{parent.digest[:12]}); start a new run"
+        )
+    return opened
+
+
 def _manifest(path: Path, uri: str | os.PathLike[str]) -> str:
     if (path / "manifest.json").exists():
         return (path / "manifest.json").read_text()
@@ -257,6 +275,11 @@ def filesystem_of(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(text)
         return filesystem, path.rstrip("/")
     return fs.LocalFileSystem(), os.path.abspath(text)
+
+
+def absolute(uri: str) -> str:
+    """A local path as an absolute one, for workers that stand in other folders; URIs, and nothing, as they are."""
+    return uri if not uri or "://" in uri else os.path.abspath(uri)
 
 
 def localise(uri: str | os.PathLike[str]) -> Path:

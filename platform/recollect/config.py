@@ -70,6 +70,13 @@ class Data(Frozen):
     library: str = ""  # the store with the index's pictures; empty: the one that the index names
 
 
+class Parent(Frozen):
+    """A trained bundle that a method starts from. The digest is filled in when training begins."""
+
+    bundle: str = ""  # a path or URI
+    digest: str = ""
+
+
 class ModelConfig(Frozen):
     """Base of every method's configuration; `name` is its name in the catalogue."""
 
@@ -104,13 +111,18 @@ class Weights(Frozen):
 
 
 class Optimiser(Frozen):
-    """One net's optimiser. `hold` is the share of the run with a constant rate; then it falls linearly to zero."""
+    """One net's optimiser. `hold` is the share of the run with a constant rate; then it falls linearly to zero.
+
+    `halve_every` halves it every so many steps, in the published way of MUNIT and RG-UNIT (with `hold` 1: nothing else).
+    """
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Annotated[float, Range(5e-5, 1e-3, log=True), Field(gt=0)] = 1e-4
     betas: tuple[float, float] = (0.5, 0.999)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
     weight_decay: float = 1e-4
     hold: Annotated[float, Field(ge=0, le=1)] = 1.0
+    halve_every: Annotated[int, Field(ge=1)] | None = None
 
 
 class Engine(Frozen):

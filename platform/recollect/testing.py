@@ -28,7 +28,7 @@ from recollect import bundle as bundles
 from recollect.batch import Batch, Domains, Guide
 from recollect.config import Optimiser, Run, overlay
 from recollect.pipeline import Pipeline
-from recollect.trainable import Draws, Step, Translator
+from recollect.trainable import Guided, Queries, Translator
 from recollect.training.engine import Trainer, build
 from recollect.training.optim import trained_nets
 from recollect.training.sync import Group, Ranks
@@ -38,13 +38,13 @@ def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int],
     """Batches of noise, a pure function of (slot, step): one per domain. Slots from 2 on lack the last class.
 
     So in a joint batch of 4 on two ranks, the second rank never sees that class. Boxes are noise of their own; every fourth
-    picture has none.
+    picture has none. Where the data has attributes, each is set or not as a coin falls.
     """
     slots = tuple(slots)
     size = run.data.size
     batches = []
     for index, name in enumerate(domains.names):
-        images, classes, boxes, labels = [], [], [], []
+        images, classes, boxes, labels, attributes = [], [], [], [], []
         for slot in slots:
             generator = torch.Generator().manual_seed(hash((index, slot, step)) % 2**31)
             images.append(torch.rand(3, size, size, generator=generator) * 2 - 1)
@@ -54,6 +54,7 @@ def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int],
             corner, extent = torch.rand(2, count, 2, generator=generator) * size / 2
             boxes.append(torch.cat([corner, corner + extent + 1e-3], dim=1))
             labels.append(torch.randint(1, max(present, 2), (count,), generator=generator))
+            attributes.append(torch.randint(0, 2, (len(domains.attributes),), generator=generator).float())
         batches.append(
             Batch(
                 torch.stack(images),
@@ -61,6 +62,7 @@ def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int],
                 tuple(f"{name}-{slot}" for slot in slots),
                 slots,
                 torch.stack(classes),
+                torch.stack(attributes) if domains.attributes else None,
                 boxes=tuple(boxes),
                 labels=tuple(labels),
             )
@@ -76,7 +78,7 @@ def _train_rank(rank: int, world: int, meeting: str, job: Mapping[str, Any], out
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
         ranks = _Unreduced() if job["unreduced"] else Group()
-    trainer = Trainer(run, domains, ranks, device="cpu")
+    trainer = Trainer(run, domains, ranks, device="cpu", search=noise_search)
     gradients: dict[str, Tensor] = {}
     for net, optimiser in trainer.optimisers.items():
         optimiser.register_step_pre_hook(_recorder(gradients, net, trainer))
@@ -125,6 +127,20 @@ def train_ranks(run: Run, domains: Domains, world: int, steps: int = 2, unreduce
         return [load_file(out) for out in outs]
 
 
+def noise_search(queries: Queries) -> Tensor:
+    """Pictures (Q, k, 3, 32, 32) that depend smoothly on what is asked: instead of a retrieval set, where any will do."""
+    found = []
+    for row in range(len(queries.exclude)):
+        if queries.vectors is None:
+            assert queries.seeds is not None
+            found.append(torch.rand(queries.k * 3 * 32 * 32, generator=torch.Generator().manual_seed(queries.seeds[row])))
+        else:
+            vector = queries.vectors[row].detach().double().cpu()
+            directions = torch.randn(queries.k * 3 * 32 * 32, len(vector), generator=torch.Generator().manual_seed(0)).double()
+            found.append((directions @ vector).tanh())
+    return torch.stack(found).view(-1, queries.k, 3, 32, 32).float()
+
+
 def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> tuple[float, str]:
     """The largest absolute difference between two sets of tensors of the same names, and where it is."""
     assert a.keys() == b.keys(), sorted(a.keys() ^ b.keys())
@@ -139,9 +155,14 @@ class TrainableContract:
     guides: ClassVar[tuple[str, ...]] = ()  # the guides that the method understands, for the check that it refuses the others
     random_styles: ClassVar[bool] = True  # False: one translation a picture, and `sample_guide` says so in a ValueError
 
+    @property
+    def _target(self) -> int:
+        """The domain that pictures of the first are translated to: the second, or the only one."""
+        return min(1, len(self.domains.names) - 1)
+
     def _trainer(self, run: Run | None = None) -> Trainer:
         torch.manual_seed(0)
-        return Trainer(run or self.run, self.domains, device="cpu")
+        return Trainer(run or self.run, self.domains, device="cpu", search=noise_search)
 
     def _all_terms(self, run: Run) -> Run:
         return overlay(run, {f"weights.{name}": 1.0 for name, _ in run.weights})
@@ -163,7 +184,9 @@ class TrainableContract:
 
     def test_every_net_learns_and_only_in_its_own_phases(self) -> None:
         trainer = self._trainer(self._all_terms(self.run))
-        step = Step(self._batches(trainer), 0, Draws(0, 0), trainer.active)
+        step = trainer.prepare(0, self._batches(trainer))
+        if (queries := trainer.queries(step)) is not None:
+            step.neighbours = noise_search(queries)
         for phase in trainer.phases:
             before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
             trainer._run_phase(phase, step)
@@ -203,26 +226,41 @@ class TrainableContract:
         height, width = 4 * model.stride * 4, 5 * model.stride * 4  # not square, not the training size
         return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
+    def _guide(self, model: Translator, images: Tensor) -> Guide:
+        """The neighbours that a guided method asks for; nothing for others."""
+        queries = model.look_up(images, 0, self._target, Guide()) if isinstance(model, Guided) else None
+        return Guide() if queries is None else Guide(neighbours=noise_search(queries).to(images))
+
+    def test_frozen_nets_stay_as_they_are(self) -> None:
+        trainer = self._trainer(self._all_terms(self.run))
+        before = trainer.model.frozen_digest()
+        trainer.update(self._batches(trainer))
+        assert trainer.model.frozen_digest() == before
+        owned = {name for net in trainer.model.frozen for name, _ in trainer.model.get_submodule(net).named_parameters()}
+        assert not set(trainer.model.frozen) & set(trainer.optimisers) and (owned or not trainer.model.frozen)
+
     @torch.no_grad()
     def test_a_translation_does_not_depend_on_its_batch(self) -> None:
         model = self._translator()
         images = self._pictures(model)
-        together = model.translate(images, 0, 1).images
+        guide = self._guide(model, images)
+        together = model.translate(images, 0, self._target, guide).images
         assert together.shape == images.shape and together.abs().max() <= 1
-        torch.testing.assert_close(model.translate(images, 0, 1).images, together, rtol=0, atol=0)
+        torch.testing.assert_close(model.translate(images, 0, self._target, guide).images, together, rtol=0, atol=0)
         for index in range(len(images)):
-            alone = model.translate(images[index : index + 1], 0, 1).images
+            own = self._guide(model, images[index : index + 1])
+            alone = model.translate(images[index : index + 1], 0, self._target, own).images
             torch.testing.assert_close(alone[0], together[index], rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
     def test_a_random_style_depends_on_its_own_seed_only(self) -> None:
         model = self._translator()
         images = self._pictures(model)[:1].expand(3, -1, -1, -1)
-        pipeline = Pipeline(model)
-        target = self.domains.names[1]
+        pipeline = Pipeline(model, search=noise_search)
+        target = self.domains.names[self._target]
         if not self.random_styles:
             with pytest.raises(ValueError, match=self.run.model.name):
-                model.sample_guide(1, [torch.Generator()])
+                model.sample_guide(self._target, [torch.Generator()])
             with pytest.raises(ValueError, match=self.run.model.name):
                 pipeline(images, target, seeds=[5, 6, 5])
             return
@@ -233,11 +271,17 @@ class TrainableContract:
     def test_guides_that_are_not_understood_are_refused_by_name(self) -> None:
         model = self._translator()
         images = self._pictures(model, 1)
-        everything: dict[str, Any] = {"noise": images, "exemplar": images, "neighbours": images[:, None], "values": {}}
+        everything: dict[str, Any] = {
+            "noise": images,
+            "exemplar": images,
+            "neighbours": images[:, None],
+            "attributes": torch.zeros(1, 1),
+            "values": {},
+        }
         for name, value in everything.items():
             if name not in self.guides:
                 with pytest.raises(ValueError, match=name):
-                    model.translate(images, 0, 1, Guide(**{name: value}))
+                    model.translate(images, 0, self._target, Guide(**{name: value}))
 
     def test_a_bundle_gives_back_the_translator(self, tmp_path: Path) -> None:
         trainer = self._trainer()
@@ -247,10 +291,10 @@ class TrainableContract:
         if not isinstance(model, Translator):
             pytest.skip("this method does not translate pictures")
         images = self._pictures(model)
-        opened = Pipeline.open(bundles.open_bundle(tmp_path / "bundle"), which="model")
+        opened = Pipeline.open(bundles.open_bundle(tmp_path / "bundle"), which="model", search=noise_search)
         with torch.no_grad():
-            expected = model.translate(images, 0, 1).images
-        torch.testing.assert_close(opened(images, self.domains.names[1]).images, expected, rtol=0, atol=0)
+            expected = model.translate(images, 0, self._target, self._guide(model, images)).images
+        torch.testing.assert_close(opened(images, self.domains.names[self._target]).images, expected, rtol=0, atol=0)
 
     def test_resuming_goes_on_bit_equal(self, tmp_path: Path) -> None:
         run = overlay(self.run, {"engine.ema": 0.9, "engine.steps": 4})

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,16 @@ Search = Callable[[Queries], Tensor]  # the pictures found (Q, k, 3, H, W) in [-
 def alone(tensor: Tensor) -> Tensor:
     """The `Reduce` of a single process: the identity."""
     return tensor
+
+
+def weights_digest(*nets: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and buffers."""
+    digest = hashlib.sha256()
+    for position, net in enumerate(nets):
+        for name, tensor in net.state_dict().items():
+            digest.update(f"{position}/{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Draws:
@@ -108,11 +118,15 @@ class Trainable(nn.Module):
     Weights: ClassVar[type[Weights]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name -> sections of a Run; the first is the default
     domains_needed: ClassVar[int] = 2  # at least so many; what a run without data.domains takes from its store
+    domains_most: ClassVar[int | None] = None  # at most so many; None: any number
     frozen: ClassVar[tuple[str, ...]] = ()  # nets that come from a parent and never change: in no part, checked by digest
     judged_by: ClassVar[str] = "recollect.evaluation.validate:Validator"  # what chooses its best checkpoint, by name
 
     def __init__(self, config: ModelConfig, domains: Domains) -> None:
         super().__init__()
+        count = len(domains.names)
+        if self.domains_most is not None and not self.domains_needed <= count <= self.domains_most:
+            raise ValueError(f"{config.name} translates between {self.domains_most} domains, not {count}; set data.domains")
         self.config, self.domains = config, domains
 
     @property
@@ -136,6 +150,17 @@ class Trainable(nn.Module):
         Computed one step ahead, so it may use frozen nets, the step's batches and its draws, and nothing that training changes.
         """
         return None
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; frozen nets stay in evaluation mode."""
+        super().train(mode)
+        for net in self.frozen:
+            self.get_submodule(net).eval()
+        return self
+
+    def frozen_digest(self) -> str:
+        """SHA-256 of the frozen nets."""
+        return weights_digest(*(self.get_submodule(net) for net in self.frozen))
 
     def after_step(self, step: Step) -> None:
         """Commit what gradients do not write: a memory, an image pool."""

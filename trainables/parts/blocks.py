@@ -159,15 +159,19 @@ def content_layers(width: int, downs: int, blocks: int) -> nn.Sequential:
     )
 
 
-def picture_layers(width: int, downs: int) -> nn.Sequential:
-    """Features (B, width * 2 ** downs, h, w) to pictures: doublings with layer norm, and tanh (the tail of MUNIT's decoder)."""
+def doublings(width: int, downs: int) -> list[nn.Module]:
+    """Layers from features (B, width * 2 ** downs, h, w) to (B, width, H, W), with layer norm (of MUNIT's decoder)."""
     sizes = [width * 2**i for i in reversed(range(downs + 1))]
-    ups = [
+    return [
         layer
         for a, b in zip(sizes, sizes[1:], strict=False)
         for layer in (nn.Upsample(scale_factor=2, mode="nearest"), conv(a, b, 5, norm="layer", act=nn.ReLU()))
     ]
-    return nn.Sequential(*ups, conv(width, 3, 7, act=nn.Tanh()))
+
+
+def picture_layers(width: int, downs: int) -> nn.Sequential:
+    """Features (B, width * 2 ** downs, h, w) to pictures: doublings, and tanh (the tail of MUNIT's decoder)."""
+    return nn.Sequential(*doublings(width, downs), conv(width, 3, 7, act=nn.Tanh()))
 
 
 class TailSharingEncoder(nn.Module):

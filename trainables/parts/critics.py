@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,6 +64,52 @@ class DomainCritics(nn.Module):
             logits.append(critic(images))
             images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
         return logits
+
+
+class Verdict(NamedTuple):
+    """What a critic of pictures with attributes answers, scale by scale; all logits."""
+
+    real: list[Tensor]  # (B, 1, h, w)
+    attributes: list[Tensor]  # (B, S)
+
+
+class AttributeCritic(nn.Module):
+    """D: tells pictures from translations, patch by patch, and names the attributes of the whole; as StarGAN and GMM-UNIT.
+
+    The released classifier is a convolution as large as the last feature map, so it belongs to one size of pictures. Here the
+    map is pooled to `cells` x `cells` before it, half as many a scale further down: where the map has that size already (128
+    px, 5 layers: 4 x 4) this is the released one, and elsewhere it has as many weights.
+
+    Args:
+        width: channels of the first layer, doubled per layer up to 8 times.
+        layers: stride-2 convolutions per scale, with slope 0.1.
+        scales: how many sizes of the picture are judged.
+        attributes: how many there are to name.
+        cells: the classifier's kernel at the first scale.
+    """
+
+    def __init__(self, width: int, layers: int, scales: int, attributes: int, cells: int) -> None:
+        super().__init__()
+        sizes = [3, *(width * min(2**i, 8) for i in range(layers))]
+        kernels = [max(cells // 2**i, 1) for i in range(scales)]
+        self.trunks = nn.ModuleList(
+            nn.Sequential(*(conv(a, b, 4, 2, act=nn.LeakyReLU(0.1)) for a, b in zip(sizes, sizes[1:], strict=False)))
+            for _ in kernels
+        )
+        self.real = nn.ModuleList(nn.Conv2d(sizes[-1], 1, 1) for _ in kernels)
+        self.attributes = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(kernel), nn.Conv2d(sizes[-1], attributes, kernel), nn.Flatten())
+            for kernel in kernels
+        )
+
+    def forward(self, images: Tensor) -> Verdict:
+        verdict = Verdict([], [])
+        for trunk, real, attributes in zip(self.trunks, self.real, self.attributes, strict=True):
+            features = trunk(images)
+            verdict.real.append(real(features))
+            verdict.attributes.append(attributes(features))
+            images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
+        return verdict
 
 
 class ContentCritic(nn.Module):

@@ -32,6 +32,19 @@ def adversarial(logits: list[Tensor], target: float, kind: Gan) -> Tensor:
     return torch.stack([F.binary_cross_entropy_with_logits(x.float(), torch.full_like(x.float(), target)) for x in logits]).sum()
 
 
+def misnamed(logits: list[Tensor], attributes: Tensor) -> Tensor:
+    """-log D_cls(attributes | picture): how far logits (B, S) at each scale are from attributes (B, S) in {0, 1}.
+
+    Binary cross-entropy, summed over attributes (the log-probability of the whole choice) and scales, mean over pictures.
+
+    >>> misnamed([torch.zeros(1, 2)], torch.ones(1, 2)).round(decimals=4)  # 2 log 2
+    tensor(1.3863)
+    """
+    exact = [x if x.dtype == torch.float64 else x.float() for x in logits]
+    losses = [F.binary_cross_entropy_with_logits(x, attributes.to(x), reduction="none") for x in exact]
+    return torch.stack(losses).sum(dim=(0, 2)).mean()
+
+
 def memory_contrast(
     features: Tensor,
     items: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,7 +22,7 @@ from recollect.data.store import Store
 from recollect.evaluation import baselines
 from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.metrics import METRICS, find_metric
-from recollect.evaluation.statistics import Measured, bounds, draw_pictures
+from recollect.evaluation.statistics import bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
@@ -100,7 +100,7 @@ def _cases(
 
 
 def _rows(facts: dict[str, Any], judgement: Judgement, cases: Cases) -> list[dict[str, Any]]:
-    intervals = bootstrap(judgement, cases.regions)
+    intervals = bootstrap(judgement)
     nothing = (float("nan"), float("nan"))
     found = []
     for metric, value in judgement.values.items():
@@ -110,17 +110,15 @@ def _rows(facts: dict[str, Any], judgement: Judgement, cases: Cases) -> list[dic
     return found
 
 
-def bootstrap(judgement: Judgement, regions: Iterable[str], seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % intervals by resampling the pictures 1000 times: content_kept, and with truth scene_error and its regions."""
-    times = draw_pictures(len(judgement.kept), RESAMPLES, seed)
-    found = {"content_kept": bounds(times @ judgement.kept.double() / len(judgement.kept))}
-    if judgement.errors is None:
-        return found
-    errors = judgement.errors
-    by_region = Measured(errors.error[None], errors.pixels).by_group(times)[:, 0]  # (draws, R); nan: not drawn
-    found["scene_error"] = bounds(by_region.nanmean(1))
-    shown = errors.pixels.sum(0) > 0
-    return found | {f"scene_error/{name}": bounds(by_region[:, r]) for r, name in enumerate(regions) if shown[r]}
+def bootstrap(judgement: Judgement, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals by resampling the pictures 1000 times, of every metric that is made of pictures."""
+    found = {}
+    for metric in judgement.values:
+        measured = judgement.measured(metric)
+        if measured is not None:
+            times = draw_pictures(measured.values.shape[1], RESAMPLES, seed)
+            found[metric] = bounds(measured.scores(times)[:, 0])  # nan: not drawn
+    return found
 
 
 def append(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.DataFrame:

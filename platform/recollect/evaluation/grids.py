@@ -18,17 +18,23 @@ TEXT = 13  # pixels: the font's size
 INK, PAPER = (60, 60, 66), (255, 255, 255)
 
 
-def picture_grid(columns: Mapping[str, Tensor], gap: int = GAP) -> Tensor:
+def picture_grid(columns: Mapping[str, Tensor | Sequence[str]], gap: int = GAP) -> Tensor:
     """One row a picture, one column a caption: (3, height, width) uint8 on white.
 
     Args:
-        columns: caption -> pictures (B, 3, H, W) uint8, the same B, H and W in every column. Long captions are wrapped.
+        columns: caption -> pictures (B, 3, H, W) uint8, the same B, H and W in every column; or B texts, a line of which that is
+            too long is wrapped, as captions are. What does not fit its cell is cut off.
     """
-    assert len({tuple(pictures.shape) for pictures in columns.values()}) == 1, "columns of one shape"
-    first = next(iter(columns.values()))
-    scale = max(1, -(-COLUMN // first.shape[-1]))
-    enlarged = [column.repeat_interleave(scale, -1).repeat_interleave(scale, -2) for column in columns.values()]
-    rows, _, height, width = enlarged[0].shape
+    pictures = [column for column in columns.values() if isinstance(column, Tensor)]
+    assert len({tuple(column.shape) for column in pictures}) == 1, "columns of one shape"
+    scale = max(1, -(-COLUMN // pictures[0].shape[-1]))
+    rows, height, width = len(pictures[0]), pictures[0].shape[2] * scale, pictures[0].shape[3] * scale
+    enlarged = [
+        column.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        if isinstance(column, Tensor)
+        else torch.stack([_worded(text, height, width) for text in column])
+        for column in columns.values()
+    ]
     head = _captions(tuple(columns), width, gap)
     body = torch.full((3, rows * (height + gap), len(enlarged) * (width + gap) - gap), 255, dtype=torch.uint8)
     for x, column in enumerate(enlarged):
@@ -47,6 +53,16 @@ def _captions(captions: Sequence[str], width: int, gap: int) -> Tensor:
         for row, text in enumerate(lines):
             draw.text((column * (width + gap) + 2, row * line + 2), text, fill=INK, font=font)
     return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+
+
+def _worded(text: str, height: int, width: int) -> Tensor:
+    """A cell (3, height, width) with lines of text."""
+    font = ImageFont.load_default(size=TEXT)
+    cell = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(cell)
+    for row, line in enumerate(line for part in text.splitlines() for line in wrap(part, width - 4, font)):
+        draw.text((2, row * (TEXT + 3) + 2), line, fill=INK, font=font)
+    return torch.from_numpy(np.array(cell)).permute(2, 0, 1)
 
 
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

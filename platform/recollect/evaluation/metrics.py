@@ -20,13 +20,17 @@ from recollect.config import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric's name, which way is up, its unit, what it needs to be computed, and what it says."""
+    """A metric's name, which way is up, its unit, what it needs to be computed, and what it says.
+
+    `parts` is what `name/<part>` stands for (a region, an attribute) where a table shows the parts as well; empty: it does not.
+    """
 
     name: str
     higher_is_better: bool
     unit: str
-    needs: Literal["truth", "pictures", "memory", "boxes"]
+    needs: Literal["truth", "pictures", "memory", "boxes", "attributes", "embeddings", "classifier"]
     about: str
+    parts: str = ""
 
     @property
     def arrow(self) -> str:
@@ -41,6 +45,7 @@ _LISTED = (
         "of [0, 1]",
         "truth",
         "mean difference to the nearest true render, region by region",
+        parts="region",
     ),
     Metric("modes_hit", True, "share", "truth", "share of the true modes that are nearest to at least one translation"),
     Metric("mode_entropy", True, "of [0, 1]", "truth", "how evenly the translations spread over the true modes"),
@@ -69,7 +74,78 @@ _LISTED = (
     Metric("detection_map", True, "AP", "boxes", "COCO average precision over IoU .50 to .95, mean over classes"),
     Metric("detection_map50", True, "AP", "boxes", "average precision at IoU .50, mean over classes"),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _LISTED}
+_OF_ATTRIBUTES = (  # of translators into attributes, by the target attribute
+    Metric(
+        "counterpart_error",
+        False,
+        "of [0, 1]",
+        "truth",
+        "mean difference to the exact counterpart in the target domain",
+        parts="attribute",
+    ),
+    Metric("identity_error", False, "of [0, 1]", "truth", "the same where the target is to change nothing", parts="attribute"),
+    Metric("change_error", False, "of [0, 1]", "truth", "the same where the target is to change something", parts="attribute"),
+    Metric(
+        "attribute_accuracy",
+        True,
+        "share",
+        "attributes",
+        "translations that show the attributes asked for, by the truth",
+        parts="attribute",
+    ),
+    Metric(
+        "attributes_kept",
+        True,
+        "share",
+        "attributes",
+        "of the other attributes, those that are as they were, by the truth",
+        parts="attribute",
+    ),
+    Metric(
+        "accuracy@classifier",
+        True,
+        "share",
+        "classifier",
+        "translations that show the attributes asked for, by a classifier",
+        parts="attribute",
+    ),
+    Metric(
+        "fid@classifier",
+        False,
+        "squared distance",
+        "classifier",
+        "Fréchet distance to pictures of the target, in a classifier's features",
+        parts="attribute",
+    ),
+)
+_OF_RETRIEVERS = (
+    Metric("p_at_10", True, "share", "embeddings", "of the ten nearest, those that share the attribute", parts="attribute"),
+    Metric("p_at_10/attributes", True, "share", "embeddings", "mean of P@10 over the style attributes"),
+    Metric("p_at_10/content", True, "share", "embeddings", "mean of P@10 over the content attributes"),
+    Metric("p_at_10/average", True, "share", "embeddings", "mean of P@10 over all attributes"),
+    Metric("chance", True, "share", "embeddings", "what ten drawn at random would share", parts="attribute"),
+    Metric("lift", True, "ratio", "embeddings", "P@10 over chance", parts="attribute"),
+    Metric("lift/attributes", True, "ratio", "embeddings", "mean of P@10 over chance, style attributes"),
+    Metric("lift/content", True, "ratio", "embeddings", "mean of P@10 over chance, content attributes"),
+    Metric("lift/average", True, "ratio", "embeddings", "mean of P@10 over chance, all attributes"),
+)
+METRICS: dict[str, Metric] = {}
+
+
+def register(*metrics: Metric) -> None:
+    """Make metrics known, so that tables and searches know which way they are better.
+
+    A name covers its parts: `lift` says which way `lift/<anything>` is better, unless that has an entry of its own.
+    Raises ValueError for a name that stands for another metric already.
+    """
+    for metric in metrics:
+        if METRICS.setdefault(metric.name, metric) != metric:
+            raise ValueError(
+                f"the metric {metric.name!r} is registered already, with another meaning: {METRICS[metric.name].about}"
+            )
+
+
+register(*_LISTED, *_OF_ATTRIBUTES, *_OF_RETRIEVERS)
 
 
 def find_metric(name: str) -> Metric:
@@ -80,11 +156,11 @@ def find_metric(name: str) -> Metric:
     >>> find_metric("scene_error/car").arrow
     '↓'
     """
-    if name in METRICS:
-        return METRICS[name]
-    family = name.rpartition("/")[0]
-    if family in METRICS:
-        return METRICS[family]
+    family = name
+    while family:
+        if family in METRICS:
+            return METRICS[family]
+        family = family.rpartition("/")[0]
     raise ValueError(f"there is no metric {name!r}{did_you_mean(name, METRICS)}")
 
 

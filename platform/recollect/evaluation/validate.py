@@ -8,7 +8,7 @@ Legend: B pictures, S pixels a side, K true renders of a picture, R regions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +33,7 @@ from recollect.evaluation.metrics import (
     region_errors,
     scene_error,
 )
+from recollect.evaluation.statistics import Measured
 from recollect.pipeline import Pipeline, pad_to
 
 BATCH = 8  # pictures translated at once
@@ -165,12 +166,42 @@ def _lengthen(rows: Tensor, length: int) -> Tensor:
     return torch.cat([rows, rows[-1:].expand(length - len(rows), *rows.shape[1:])])
 
 
+class ByPicture(NamedTuple):
+    """A metric's values (B,) in the order of the cases, and what each counts (B,); a value that counts 0 does not matter."""
+
+    values: Tensor
+    weights: Tensor
+
+
 class Judgement(NamedTuple):
-    """Metrics by name, and what they were made of: the content kept (B,) and the errors of regions (B, R) by picture."""
+    """Metrics by name, and what they were made of, so that pictures can be resampled and two judgements paired.
+
+    A metric in `by_picture` is the weighted mean of what is there: weights are 1 for pictures that count alike, the pixels of a
+    region, or 0 where the metric does not apply. One that is not there, but whose parts are (`scene_error` of
+    `scene_error/<region>`), is the plain mean over its parts. The others belong to the whole set of pictures.
+    """
 
     values: dict[str, float]
-    kept: Tensor
-    errors: RegionErrors | None
+    by_picture: dict[str, ByPicture]
+
+    def measured(self, metric: str) -> Measured | None:
+        """The metric as statistics take it; None for one of the whole set."""
+        names = parts_of(metric, self.by_picture)
+        if not names:
+            return None
+        rows = [self.by_picture[name] for name in names]
+        values = torch.stack([torch.where(row.weights > 0, row.values, 0.0).double() for row in rows], -1)
+        return Measured(values[None], torch.stack([row.weights.double() for row in rows], -1))
+
+
+def parts_of(metric: str, known: Iterable[str]) -> list[str]:
+    """The names in `known` that a metric is made of: itself, or its parts; none where neither is there.
+
+    >>> parts_of("scene_error", ("content_kept", "scene_error/car", "scene_error/road"))
+    ['scene_error/car', 'scene_error/road']
+    """
+    names = list(known)
+    return [metric] if metric in names else [name for name in names if name.rpartition("/")[0] == metric]
 
 
 def judge(translations: Tensor, cases: Cases) -> Judgement:
@@ -184,16 +215,20 @@ def judge(translations: Tensor, cases: Cases) -> Judgement:
             references = cases.truth.references[rows].float() / 255
             parts.append(region_errors(batch, references, cases.truth.regions[rows], len(cases.regions)))
             nearest.append(nearest_modes(batch, references, cases.truth.modes[rows]))
-    values = {"content_kept": float(torch.cat(kept).double().mean())}
-    errors = None
+    whole = torch.cat(kept)
+    values = {"content_kept": float(whole.double().mean())}
+    by_picture = {"content_kept": ByPicture(whole, torch.ones_like(whole))}
     if cases.truth:
         errors = RegionErrors(torch.cat([part.error for part in parts]), torch.cat([part.pixels for part in parts]))
         values |= scene_error(errors, cases.regions)
+        for r, region in enumerate(cases.regions):
+            if f"scene_error/{region}" in values:
+                by_picture[f"scene_error/{region}"] = ByPicture(errors.error[:, r], errors.pixels[:, r])
         if int(cases.truth.modes.min()) >= 0:
             values |= mode_coverage(torch.cat(nearest), cases.truth.modes)
     if min(len(cases), len(cases.targets)) > 1:
         values[DISTANCE] = feature_distance(pyramid(translations), pyramid(cases.targets.float() / 255))
-    return Judgement(values, torch.cat(kept), errors)
+    return Judgement(values, by_picture)
 
 
 def translate_all(pipeline: Pipeline, cases: Cases) -> Tensor:
@@ -279,7 +314,7 @@ class Validator:
         if name == "auto":
             return "scene_error" if self.cases.truth else DISTANCE
         if find_metric(name).needs == "truth" and not self.cases.truth:
-            usable = [key for key, metric in METRICS.items() if metric.needs != "truth"]
+            usable = [key for key, metric in METRICS.items() if metric.needs in ("pictures", "memory")]
             raise ValueError(f"evaluation.metric {name!r} needs true renders, which this store lacks{did_you_mean('', usable)}")
         return name
 

@@ -1,6 +1,6 @@
 """The one training loop, without Ray. Ray Train calls it in every worker; tests and a lone GPU call it in process.
 
-A step, in order: for each phase compute its parts' terms, weigh them, take each part's gradient for its
+A step, in order: look up neighbours where the method asks for them; for each phase compute its parts' terms, weigh them, take each part's gradient for its
 nets only, average gradients over ranks in one bucket, look whether everything is finite, clip, step the optimisers; then let
 the method commit its own state, and update the averaged weights.
 
@@ -16,7 +16,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ from recollect.batch import Batch, Domains
 from recollect.config import Run, find_method
 from recollect.objective import active, weigh
 from recollect.pipeline import Pipeline
-from recollect.trainable import Draws, Phase, Step, Trainable, Translator
+from recollect.trainable import Draws, Embedder, Phase, Queries, Search, Step, Trainable, Translator
 from recollect.training import checkpoint
 from recollect.training.card import card_of
 from recollect.training.optim import make_optimisers, rate, trained_nets
@@ -83,8 +84,15 @@ def pick_device(name: str) -> torch.device:
 class Trainer:
     """A model, its optimisers, its averaged weights and the step it stands at; `update` takes one step."""
 
-    def __init__(self, run: Run, domains: Domains, ranks: Ranks | None = None, device: str | None = None) -> None:
-        self.run, self.domains, self.ranks = run, domains, ranks or Ranks()
+    def __init__(
+        self,
+        run: Run,
+        domains: Domains,
+        ranks: Ranks | None = None,
+        device: str | None = None,
+        search: Search | None = None,
+    ) -> None:
+        self.run, self.domains, self.ranks, self.search = run, domains, ranks or Ranks(), search
         self.device = pick_device(device or run.engine.device)
         self.dtype = torch.float64 if run.engine.precision == "fp64" else torch.float32
         self.model = build(run, domains).to(self.device, self.dtype)
@@ -101,14 +109,61 @@ class Trainer:
             nets = [net for part in phase.parts for net in part.nets]
             assert len(nets) == len(set(nets)), f"a net stands in two parts of phase {phase.name}"
         self.step, self.best = 0, None
+        self._frozen = self.model.frozen_digest()
 
     best: float | None
 
     def update(self, batches: tuple[Batch, ...]) -> dict[str, Tensor]:
         """One training step on the batches of all domains; returns the terms, averaged over ranks, on the device."""
-        engine = self.run.engine
-        batches = tuple(batch.to(self.device, self.dtype, engine.channels_last) for batch in batches)
-        step = Step(batches, self.step, Draws(self.run.seed, self.step), self.active, self.ranks.reduce)
+        step = self.prepare(self.step, batches)
+        if (queries := self.queries(step)) is not None:
+            step.neighbours = self.found(self._searched(queries))
+        return self.take(step)
+
+    def prepare(self, number: int, batches: tuple[Batch, ...]) -> Step:
+        """The step of that number with its batches on the device; neighbours are still to be looked up."""
+        batches = tuple(batch.to(self.device, self.dtype, self.run.engine.channels_last) for batch in batches)
+        return Step(batches, number, Draws(self.run.seed, number), self.active, self.ranks.reduce)
+
+    def queries(self, step: Step) -> Queries | None:
+        """What the method wants to look up for this step; may be asked before the step is the next one."""
+        self.model.train()
+        with torch.no_grad(), self._autocast():
+            return self.model.queries(step)
+
+    def ahead(self, stream: Iterable[tuple[int, tuple[Batch, ...]]]) -> Iterator[Step]:
+        """The steps of a stream, with their neighbours: searched and decoded by a thread while the step before is taken."""
+        with ThreadPoolExecutor(1, thread_name_prefix="recollect-search") as thread:
+            waiting: tuple[Step, Future[Tensor] | None] | None = None
+            for number, batches in stream:
+                step = self.prepare(number, batches)
+                queries = self.queries(step)
+                coming = step, thread.submit(self._searched, queries) if queries is not None else None
+                if waiting is not None:
+                    yield self._complete(*waiting)
+                waiting = coming
+            if waiting is not None:
+                yield self._complete(*waiting)
+
+    def _complete(self, step: Step, future: Future[Tensor] | None) -> Step:
+        step.neighbours = None if future is None else self.found(future.result())
+        return step
+
+    def _searched(self, queries: Queries) -> Tensor:
+        if self.search is None:
+            raise ValueError(
+                f"{self.run.model.name} is guided by neighbours, and data.index is empty; build an index with "
+                "`recollect index build` and give its place"
+            )
+        return self.search(queries)
+
+    def found(self, pictures: Tensor) -> Tensor:
+        """The neighbours (Q, k, 3, H, W) as the nets take them."""
+        return pictures.to(self.device, self.dtype)
+
+    def take(self, step: Step) -> dict[str, Tensor]:
+        """Take a prepared step: its phases, the method's own state, the averaged weights."""
+        assert step.number == self.step
         self.model.train()
         terms: dict[str, Tensor] = {}
         for phase in self.phases:
@@ -163,10 +218,11 @@ class Trainer:
         """What a judge judges: the averaged weights where they are kept, else the live ones; ready to translate, or to use."""
         model = self.ema.module if self.ema is not None else self.model
         assert isinstance(model, Trainable)
-        return Pipeline(model, self.run.name, self.device) if isinstance(model, Translator) else model.eval()
+        return Pipeline(model, self.run.name, self.device, self.search) if isinstance(model, Translator) else model.eval()
 
     def save(self, path: Path, history: list[dict[str, Any]], parents: Mapping[str, str], training: bool = True) -> None:
         """Write a bundle of the present state; with `training` one that training can go on from."""
+        assert self.model.frozen_digest() == self._frozen, f"frozen nets have changed: {', '.join(self.model.frozen)}"
         averaged = int(self.ema.n_averaged) if self.ema is not None else None
         bundles.write(
             path,
@@ -183,6 +239,7 @@ class Trainer:
     def begin(self) -> list[dict[str, Any]]:
         """Let the method read what it starts from; returns the history of a run that begins, which is empty."""
         self.model.begin()
+        self._frozen = self.model.frozen_digest()
         if self.ema is not None:
             self.ema.module.load_state_dict(self.model.state_dict())
         return []
@@ -207,6 +264,7 @@ class Trainer:
                 f"{path} was trained with another {', another '.join(other)}; resume it as it was, or start a new run"
             )
         self.model.load_state_dict(opened.state("model"))
+        self._frozen = self.model.frozen_digest()
         scalars = checkpoint.unpack(opened.path, self.optimisers)
         if self.ema is not None and scalars["averaged"] is not None:
             self.ema.module.load_state_dict(opened.state("ema"))
@@ -226,6 +284,7 @@ def fit(
     resume: Path | None = None,
     ranks: Ranks | None = None,
     parents: Mapping[str, str] | None = None,
+    search: Callable[[str], Search] | None = None,
 ) -> Path:
     """Train to `run.engine.steps` and return the bundle's directory: `best` where a judge chose one, else `last`.
 
@@ -238,6 +297,7 @@ def fit(
         resume: a checkpoint to go on from, bit-equal on the CPU to never having stopped.
         ranks: the process group; a single process by default.
         parents: digests of what the run is made from, for the manifest.
+        search: opens what finds neighbours, given the digest of the method that embeds (`Embedder.embedding_digest`).
 
     Raises NotFinite, with the state saved in `directory/broken`.
     """
@@ -247,14 +307,15 @@ def fit(
     history = trainer.resume(resume, parents or {}) if resume is not None else trainer.begin()
     if resume is not None and trainer.ranks.rank == 0 and not (directory / "best").exists():
         trainer.best = _bring_best(resume.parent / "best", directory / "best", trainer.best)
+    if search is not None and isinstance(trainer.model, Embedder):
+        trainer.search = search(trainer.model.embedding_digest())
     loop = _Loop(trainer, directory, judge, report, dict(parents or {}), history)
     if trainer.step >= run.engine.steps:
         logger.info("nothing to do: the checkpoint stands at step %d of %d", trainer.step, run.engine.steps)
         loop.pause(evaluate=not loop.evaluated())
     with contextlib.closing(batches.stream(trainer.step, run.engine.steps)) as stream:  # type: ignore[type-var]
-        for number, group in stream:
-            assert number == trainer.step
-            loop.advance(group)
+        for step in trainer.ahead(stream):
+            loop.advance(step)
     loop.close()
     return directory / ("best" if (directory / "best").exists() else "last")
 
@@ -288,17 +349,17 @@ class _Loop:
         self.counts: dict[str, int] = {}  # by term: a phase may not run at every step
         self.pictures, self.since = 0, time.monotonic()
 
-    def advance(self, group: tuple[Batch, ...]) -> None:
+    def advance(self, prepared: Step) -> None:
         """One step and whatever is due after it."""
         trainer, engine = self.trainer, self.trainer.run.engine
         try:
-            terms = trainer.update(group)
+            terms = trainer.take(prepared)
         except NotFinite as error:
             self._save_broken(error)
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0) + term
             self.counts[name] = self.counts.get(name, 0) + 1
-        self.pictures += sum(len(batch) for batch in group) * trainer.ranks.world
+        self.pictures += sum(len(batch) for batch in prepared.batches) * trainer.ranks.world
         step, last = trainer.step, trainer.step >= engine.steps
         if step % engine.log_every == 0 or last:
             self._log()

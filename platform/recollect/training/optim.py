@@ -32,16 +32,19 @@ def make_optimisers(model: Trainable, run: Run) -> dict[str, torch.optim.Optimiz
 def _make(net: nn.Module, config: Optimiser) -> torch.optim.Optimizer:
     parameters: Iterable[nn.Parameter] = net.parameters()
     if config.kind == "sgd":
-        return torch.optim.SGD(parameters, config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
     return kind(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def rate(config: Optimiser, step: int, steps: int) -> float:
-    """The learning rate of a step: constant for the share `hold` of the run, then linear to zero.
+    """The learning rate of a step: constant for the share `hold` of the run, then linear to zero; halved on top of that.
 
     >>> [rate(Optimiser(lr=1.0, hold=0.5), step, 4) for step in range(4)]
     [1.0, 1.0, 1.0, 0.5]
+    >>> [rate(Optimiser(lr=1.0, halve_every=2), step, 6) for step in range(6)]
+    [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
     held = config.hold * steps
-    return config.lr if step <= held else config.lr * (steps - step) / max(steps - held, 1)
+    lr = config.lr * 0.5 ** (step // config.halve_every) if config.halve_every else config.lr
+    return lr if step <= held else lr * (steps - step) / max(steps - held, 1)

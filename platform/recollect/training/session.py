@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from recollect.batch import Domains
+from recollect.bundle import absolute
 from recollect.config import Run, find_method, merge, resolve
 from recollect.data.loader import Feed
 from recollect.data.store import Store
+from recollect.retrieval.directory import read_manifest
+from recollect.retrieval.guided import library_of
 from recollect.training.checkpoint import is_checkpoint
 from recollect.training.engine import Judge, Report, build, fit
 from recollect.training.sync import Ranks
@@ -37,8 +39,9 @@ def suit(run: Run, store: Store, say: Callable[[str], None] = logger.info) -> Ru
     classes = store.domains.only(tuple(names)).classes
     if len(classes) == 1:
         say("the store has no boxes: there is the background class alone")
-    uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)  # workers stand in other folders
-    changed = merge(run.model_dump(), {"data": {"domains": tuple(names), "store": uri}})
+    places = {"store": store.uri, "index": run.data.index, "library": run.data.library}
+    data = {name: absolute(place) for name, place in places.items()}
+    changed = merge(run.model_dump(), {"data": {"domains": tuple(names), **data}})
     changed["model"] = run.model.suited_to(classes).model_dump()
     return Run.model_validate(changed)
 
@@ -102,24 +105,27 @@ def train(
         report: called at every evaluation and checkpoint.
         ranks: the process group.
 
-    Raises ValueError when `directory` holds a run already and `resume` is False.
+    Raises ValueError when `directory` holds a run already and `resume` is False, or a parent's bundle is not what it should be.
     """
     ranks = ranks or Ranks()
     last = directory / "last"
     start = resume if isinstance(resume, Path) else last if resume and is_checkpoint(last) else None
     if resume is False and ranks.rank == 0 and last.exists():
         raise ValueError(f"{directory} holds a run already; resume it (--resume), or choose another directory")
+    run = run.model_copy(update={"model": run.model.with_parents()})
     store = Store.open(run.data.store)
     if ranks.rank == 0:
         check_boxes(run, store)
     domains = domains_of(run, store)
     feed = Feed(store, run.data, run.engine.batch_size, build(run, domains).stride, run.seed, rank=ranks.rank, world=ranks.world)
     judge = judge_of(run, store) if ranks.rank == 0 else None
+    index = {"index": read_manifest(run.data.index).digest} if run.data.index else {}
     return fit(
         *(run, feed, domains, directory),
         judge=judge,
         report=report,
         resume=start,
         ranks=ranks,
-        parents={"data": store.digest},
+        parents={"data": store.digest, **run.model.parents(), **index},
+        search=(lambda embedder: library_of(run.data, embedder)) if run.data.index else None,
     )
