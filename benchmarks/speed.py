@@ -1,7 +1,8 @@
 """How fast the parts are, beside what this machine can do at best: `make bench`.
 
 Medians over interleaved repeats of CPU seconds (process time, so that neighbours on a shared machine do not count), each beside
-a large matrix product timed in the same run. Writes docs/results/speed.md and prints JSON.
+a large matrix product timed in the same run; then the index, which has a page of its own. Writes docs/results/speed.md and
+docs/results/index.md, and prints JSON. `--only index` measures that alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import index
 from recollect.batch import Domains
 from recollect.config import overlay, preset
 from recollect.data.loader import Feed
@@ -37,8 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--repeats", type=int, default=5)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--out", type=Path, default=Path("docs/results/speed.md"))
+    made.add_argument("--index-out", type=Path, default=Path("docs/results/index.md"))
+    made.add_argument("--only", choices=("parts", "index"))
     arguments = made.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    said: dict[str, object] = {"torch": torch.__version__, "threads": arguments.threads}
+    if arguments.only != "index":
+        said |= _parts(arguments)
+    if arguments.only != "parts":
+        said["index"] = numbers = index.measure(arguments.threads)
+        arguments.index_out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.index_out.write_text(index.page(numbers, arguments.threads))
+    print(json.dumps(said, indent=2))
+    return 0
+
+
+def _parts(arguments: argparse.Namespace) -> dict[str, object]:
+    """Time the parts and write their page."""
     with tempfile.TemporaryDirectory() as folder:
         work = cases(Path(folder))
         seconds = interleaved(work, arguments.repeats)
@@ -48,10 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, times in seconds.items()
     }
     rate = 2 * 1024**3 / reference / 1e9
-    print(json.dumps({"torch": torch.__version__, "threads": arguments.threads, "gflops": rate, "rows": rows}, indent=2))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(table(rows, rate, arguments))
-    return 0
+    return {"gflops": rate, "rows": rows}
 
 
 def cases(folder: Path) -> dict[str, Callable[[], object]]:

@@ -38,6 +38,8 @@ def page(frame: pd.DataFrame, resamples: dict[tuple[str, int, str], Any], source
         "",
         f"COCO average precision on {target}'s test split, in per cent: the mean over seeds, and its 95 % interval over test",
         "pictures and seeds. The second table is paired with the first row: the same seeds, the same pictures.",
+        "Regions that a data set marks as not to be judged (KITTI's DontCare, groups in Cityscapes, crowds in COCO) are in no",
+        "store, so what is found in them counts as wrong, for every row alike; the data sets' own protocols leave it out.",
         "",
         *_table(["", "seeds", *heads], [[arm, str(len(seeds[arm])), *(cell(arm, metric) for metric in shown)] for arm in arms]),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments import tables
 from experiments.tables import Arm, Bound, Claim, Table
+from experiments.tables.suites import DirectionSuite
 from recollect.config import Run, merge, preset
 
 # Scalings of the methods' presets, the same for every method, so that methods are compared at one size and one length.
@@ -51,7 +52,7 @@ TABLE = Table(
     name="mguit-ablation",
     title="MGUIT's ablation: memory and contrast",
     about="Jeong et al., CVPR 2021, Table 4: a memory with or without classes, contrastive or triplet loss; and no memory.",
-    directions=(("sunny", "night"), ("night", "sunny")),
+    suite=DirectionSuite((("sunny", "night"), ("night", "sunny"))),
     reference=FULL,
     claims=(
         *(Claim(f"{better} beats {worse}", better, worse, "scene_error") for better, worse in ORDERINGS),

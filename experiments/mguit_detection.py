@@ -17,6 +17,8 @@ from the training boxes of both domains, as in the paper. `--set-translator mode
     python -m experiments.mguit_detection --store runs/kitti-cityscapes --source kitti --target cityscapes --workers 4 \\
         --set model.pretrained.path=coco.safetensors --set model.pretrained.sha256=...  the paper's, on Ray
 
+Regions that KITTI and Cityscapes exempt from judging (DontCare, groups) are not exempted here, because stores do not keep them.
+
 The store of the last one: `recollect data kitti`, `recollect data cityscapes`, `recollect data join`. The same command again
 does what is missing. Results lie in --storage: table.md, table.parquet (a row a number), table-resamples.parquet.
 """
@@ -38,8 +40,8 @@ from experiments.detection_page import ORACLE, SOURCE_ONLY, page
 if TYPE_CHECKING:
     import pandas as pd
 
-    from experiments.table_jobs import Job
     from experiments.tables import OnRay
+    from experiments.tables.jobs import Job
     from recollect.bundle import Bundle
     from recollect.config import Run
     from recollect.data.store import Store
@@ -134,9 +136,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, command: str) -> int:
     """The whole protocol in order: translators, translated pictures, detectors, tests, page."""
-    from experiments.table_jobs import plan
-    from experiments.table_runs import at_work, train_jobs
-    from experiments.tables import on_ray
+    from experiments.tables.command import on_ray
+    from experiments.tables.jobs import plan
+    from experiments.tables.locks import at_work
+    from experiments.tables.runs import train_jobs
     from recollect.bundle import open_bundle
     from recollect.config import overlay
     from recollect.data.store import Store
@@ -168,21 +171,20 @@ def run(arguments: argparse.Namespace, command: str) -> int:
 
 
 def _store(arguments: argparse.Namespace, place: str, size: str) -> str:
-    from experiments.stores import streets_store
-    from experiments.tables import world_store
+    from experiments.stores import streets
 
     if arguments.store:
         return str(arguments.store)
     if size == "paper":
         raise ValueError("the paper's version needs its pictures: --store URI; without them take --small or --world")
-    return streets_store(f"{place}/streets-64") if size == "small" else world_store(f"{place}/streets-128")
+    return streets(place, size == "small")
 
 
 def _translators(arguments: argparse.Namespace, place: str, size: str, store: Store, on: OnRay | None) -> dict[str, Bundle]:
     """The translators by name; MGUIT, trained with the first seed, where none are given."""
-    from experiments.table_jobs import plan
-    from experiments.table_runs import train_jobs
     from experiments.tables import Arm
+    from experiments.tables.jobs import plan
+    from experiments.tables.runs import train_jobs
     from recollect.bundle import open_bundle
     from recollect.config import overlay
 

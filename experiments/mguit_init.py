@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from experiments import tables
 from experiments.mguit_ablation import scaled
 from experiments.tables import Arm, Claim, Table
+from experiments.tables.suites import DirectionSuite
 
 METHODS = {"cyclegan": "CycleGAN", "unit": "UNIT", "munit": "MUNIT", "drit": "DRIT", "mguit": "MGUIT"}
 PAIRS = (("sunny", "night"), ("sunny", "rainy"), ("sunny", "cloudy"))
@@ -22,7 +23,7 @@ TABLE = Table(
     name="mguit-init",
     title="MGUIT beside its family",
     about="Jeong et al., CVPR 2021, Tables 1 and 2: five methods on three pairs of domains, in the directions of Table 1.",
-    directions=(("sunny", "night"), ("night", "sunny"), ("sunny", "rainy"), ("sunny", "cloudy"), ("cloudy", "sunny")),
+    suite=DirectionSuite((("sunny", "night"), ("night", "sunny"), ("sunny", "rainy"), ("sunny", "cloudy"), ("cloudy", "sunny"))),
     reference="mguit",
     claims=(
         *(

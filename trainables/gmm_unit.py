@@ -230,7 +230,8 @@ class GMMUNIT(Translator):
         for name in config.attributes:
             if name not in domains.attributes:
                 raise ValueError(
-                    f"the data has no attribute {name!r}{did_you_mean(name, domains.attributes)}; set model.attributes"
+                    f"the data has no attribute {name!r}{did_you_mean(name, domains.attributes)}; set model.attributes, to [] "
+                    "for its domains in their place"
                 )
         if not config.attributes and len(domains.names) < 2:
             raise ValueError(
@@ -362,9 +363,8 @@ class GMMUNIT(Translator):
         if step.wants("content_rec"):
             terms["content_rec"] = l1(again, content)  # eq. 2
         if step.wants("cyc_rec", "perceptual"):
-            cycle = self.decode(
-                self.fused(again, guidance), own_style, fake
-            ).images  # over the fake: the picture is not to be had
+            # over the translation: over the picture, an empty mask would satisfy the cycle
+            cycle = self.decode(self.fused(again, guidance), own_style, fake).images
             if step.wants("cyc_rec"):
                 terms["cyc_rec"] = l1(cycle, images)  # eq. 5
             if step.wants("perceptual"):

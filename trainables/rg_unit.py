@@ -42,7 +42,7 @@ from trainables.parts.blocks import initialise
 from trainables.parts.embedding import Embedding, EmbeddingConfig
 from trainables.retriever import RetrieverConfig
 
-INHERITED = set(GMMUNITConfig.model_fields) - {"name", "attention", "keep_unchanged_attributes", "vgg16", "gan"}
+INHERITED = set(GMMUNITConfig.model_fields) - {"name", "vgg16", "gan"}  # what stage 3 takes over, whatever it is given
 
 
 class RGUNITConfig(GMMUNITConfig):
@@ -208,5 +208,5 @@ class RGUNIT(GMMUNIT):
 
 def _seed(image: Tensor) -> int:
     """A seed from what a picture (3, H, W) shows, to the grey level."""
-    levels = ((image.float() + 1) * 127.5).round().to(torch.uint8).cpu().contiguous()
-    return int.from_bytes(hashlib.blake2b(levels.numpy().tobytes(), digest_size=8).digest(), "little") >> 1
+    levels = ((image.float() + 1) * 127.5).round().to(torch.uint8)
+    return int.from_bytes(hashlib.blake2b(bytes(levels.flatten().tolist()), digest_size=8).digest(), "little") >> 1

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli_data import data, data_show
+from recollect.cli_index import index
 
 if TYPE_CHECKING:
     from recollect.config import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
+app.add_typer(index, name="index")
 
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
 
@@ -193,7 +195,7 @@ def evaluate(
     domain: Annotated[list[str] | None, typer.Option(help="A detector: judge it in this domain (repeat).")] = None,
     out: Annotated[Path | None, typer.Option(help="Append the rows to this Parquet table.")] = None,
 ) -> None:
-    """Judge a translator beside its baselines, or a detector.
+    """Judge a translator beside its baselines, a retriever, a classifier, or a detector.
 
     recollect evaluate runs/first/best --out runs/results.parquet\n
     recollect evaluate runs/sunny-detector/best --domain night
@@ -213,7 +215,7 @@ def evaluate(
 def translate(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to translate.")],
-    to: Annotated[str, typer.Option(help="The domain wanted.")],
+    to: Annotated[str | None, typer.Option(help="The domain wanted; a model with one domain, or --set, needs none.")] = None,
     source: Annotated[str | None, typer.Option("--from", help="The domain they are from.")] = None,
     out: Annotated[Path, typer.Option(help="Where the translations go.")] = Path("translated"),
     samples: Annotated[int, typer.Option(help="Random styles a picture; 0: the one style without chance.")] = 0,
@@ -223,17 +225,23 @@ def translate(
         list[str] | None,
         typer.Option(metavar="CLASS=STYLE", help="The style of one class (repeat), over whatever the others have."),
     ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An attribute wanted (repeat); VALUE is 1, 0, or between."),
+    ] = None,
     device: str = "cpu",
 ) -> None:
     """Translate pictures; each keeps its size.
 
     A STYLE is `stored`, `random:SEED`, `item:N`, PICTURE (of the wanted domain), PICTURE@BOXES.json (COCO), or
-    `mix:AMOUNT:A:B` of two of these.
+    `mix:AMOUNT:A:B` of two of these. Attributes that are not --set stay as the model sees them in the picture.
 
     recollect translate runs/first/best street.png --to night --samples 3\n
     recollect translate runs/first/best street.png --to night --style car=exemplar.jpg --style background=random:7\n
-    recollect translate runs/first/best street.png --to night --samples 3 --style sign=stored --style car=mix:0.3:stored:item:1
+    recollect translate runs/first/best street.png --to night --samples 3 --style sign=stored --style car=mix:0.3:stored:item:1\n
+    recollect translate runs/faces/best face.png --set Blond_Hair=1 --set Male=0 --samples 3
     """
+    from recollect import attributes
     from recollect.batch import Guide
     from recollect.data.transforms import decode, to_uint8, to_unit
     from recollect.evaluation.grids import save_png
@@ -244,7 +252,16 @@ def translate(
     guide = Guide(exemplar=to_unit(decode(exemplar.read_bytes()))[None]) if exemplar else Guide()
     if exemplar and samples:
         raise ValueError("--exemplar gives the style already; leave --samples out")
-    guide = choose(pipeline, to, parse_choices(style or []), guide=guide)
+    changes = attributes.parse_changes(attribute or [])
+    names = pipeline.domains.names
+    if to is None and len(names) > 1 and not changes:
+        raise ValueError(f"--to which domain? {pipeline.name} has {', '.join(names)}")
+    target = to or names[0]
+    if to and changes and to in attributes.check(pipeline.model, changes).style_attributes():
+        raise ValueError(f"the attributes of {pipeline.name} are its domains: --set says which is wanted; leave --to out")
+    words = [*([to] if to else []), *(f"{name}={value:g}" for name, value in changes.items())]
+    label = "-".join(words or [target]).replace("/", "_")  # names are whatever the data has
+    guide = choose(pipeline, target, parse_choices(style or []), guide=guide)
     stems = [path.stem for path in pictures]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -252,10 +269,11 @@ def translate(
     out.mkdir(parents=True, exist_ok=True)
     for path in pictures:
         image = to_unit(decode(path.read_bytes()))[None]
-        for index in range(max(samples, 1)):
-            seeds = [seed + index] if samples else None
-            result = pipeline(image, to, source, guide, seeds)
-            name = out / (f"{path.stem}-{to}-{seed + index}.png" if samples else f"{path.stem}-{to}.png")
+        wanted = attributes.choose(pipeline, image, changes, source, guide=guide)
+        for number in range(max(samples, 1)):
+            seeds = [seed + number] if samples else None
+            result = pipeline(image, target, source, wanted, seeds)
+            name = out / (f"{path.stem}-{label}-{seed + number}.png" if samples else f"{path.stem}-{label}.png")
             save_png(to_uint8(result.images[0]), name)
             print(name)
 

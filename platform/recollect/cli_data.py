@@ -46,6 +46,28 @@ def data_streets(
     _say_store(out, manifest)
 
 
+@data.command("faces")
+def data_faces(
+    out: Out,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
+    train: Annotated[int, typer.Option(help="Training faces, each drawn once.")] = 2000,
+    val: Annotated[int, typer.Option(help="Validation faces, each drawn in all twelve combinations.")] = 60,
+    test: Annotated[int, typer.Option(help="Test faces, each drawn in all twelve combinations.")] = 100,
+    correlation: Annotated[float, typer.Option(help="0: independent attributes; 1: imbalanced as CelebA's.")] = 0.0,
+    seed: int = 0,
+) -> None:
+    """Draw the faces world: hair colour, gender and age, with attributes, exact counterparts and regions.
+
+    recollect data faces runs/faces-128 --size 128 --train 20000 --correlation 1
+    """
+    from recollect.data.worlds import build_faces
+
+    manifest = build_faces(
+        out, size=size, train=train, val=val, test=test, correlation=correlation, seed=seed, progress=_progress("drawing")
+    )
+    _say_store(out, manifest)
+
+
 @data.command("folders")
 def data_folders(
     folder: Annotated[Path, typer.Argument(help="trainA/ trainB/ (testA/ testB/), train/DOMAIN/ test/DOMAIN/, or DOMAIN/.")],
@@ -209,6 +231,84 @@ def data_coco(
     _say_ingest(out, found)
 
 
+@data.command("celeba")
+def data_celeba(
+    folder: Annotated[Path, typer.Argument(help="CelebA: list_attr_celeba.txt, list_eval_partition.txt, img_align_celeba/.")],
+    out: Out,
+    size: Annotated[int, typer.Option(help="Pixels a side in the store.")] = 128,
+    crop: Annotated[int, typer.Option(help="Pixels a side to cut from the middle first.")] = 178,
+    split: Annotated[
+        str | None, typer.Option(help="`official`, or `rg-unit`: pictures 1 to 2000 are val. Default: rg-unit with --bits.")
+    ] = None,
+    bits: Annotated[list[Path] | None, typer.Option(help="A list of RG-UNIT's, 000001.jpg<TAB>00101 (repeat).")] = None,
+    attributes: Annotated[str | None, typer.Option(help="These only: 'Male,Young'. Default: all.")] = None,
+    labelled: Annotated[float, typer.Option(help="Share of training pictures that keep their attributes.")] = 1.0,
+    one_hair: Annotated[
+        bool, typer.Option("--one-hair", help="Only pictures with exactly one of black, blond and brown hair.")
+    ] = False,
+    domain: Annotated[str, typer.Option(help="What to call the domain.")] = "celeba",
+    seed: Annotated[int, typer.Option(help="Of the choice of --labelled.")] = 0,
+    strict: Strict = False,
+) -> None:
+    """Read CelebA's aligned faces with their 40 attributes.
+
+    recollect data celeba celeba runs/celeba-128 --split rg-unit --one-hair
+    """
+    from recollect.data.sources.celeba import ingest
+
+    found = ingest(
+        folder,
+        out,
+        size=size,
+        crop=crop,
+        split=split,  # type: ignore[arg-type]  # checked there
+        bits=bits or (),
+        attributes=attributes.split(",") if attributes else None,
+        labelled=labelled,
+        one_hair=one_hair,
+        domain=domain,
+        seed=seed,
+        strict=strict,
+        progress=_progress("reading"),
+    )
+    _say_ingest(out, found)
+
+
+@data.command("attributes")
+def data_attributes(
+    folder: Annotated[Path, typer.Argument(help="What the files in the table are relative to.")],
+    out: Out,
+    table: Annotated[Path | None, typer.Option(help="A .csv or .parquet file. Default: the only one in the folder.")] = None,
+    attributes: Annotated[str | None, typer.Option(help="These columns only: 'Male,Young'. Default: all.")] = None,
+    domain: Annotated[str, typer.Option(help="What to call the domain, where the table has no such column.")] = "pictures",
+    val: Annotated[float, typer.Option(help="Share for validation, where the table has no column `split`.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share for testing, where the table has no column `split`.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the division into splits.")] = 0,
+    strict: Strict = False,
+    max_side: MaxSide = None,
+) -> None:
+    """Read a folder of pictures with a table of binary attributes.
+
+    recollect data attributes portraits runs/portraits --table portraits/labels.csv
+    """
+    from recollect.data.sources.attributes import ingest
+
+    found = ingest(
+        folder,
+        out,
+        table=table,
+        attributes=attributes.split(",") if attributes else None,
+        domain=domain,
+        val=val,
+        test=test,
+        seed=seed,
+        strict=strict,
+        max_side=max_side,
+        progress=_progress("reading"),
+    )
+    _say_ingest(out, found)
+
+
 @data.command("join")
 def data_join(
     stores: Annotated[
@@ -286,5 +386,7 @@ def _say_ingest(uri: str, found: Ingest) -> None:
 def _say_store(uri: str, manifest: Any) -> None:
     print(f"store {uri}\n  digest  {manifest.digest}\n  source  {manifest.source}")
     print(f"  classes {', '.join(manifest.classes)}{'' if manifest.annotated else ' (no boxes)'}")
+    if manifest.attributes:
+        print(f"  attributes {', '.join(manifest.attributes)}")
     for split, counts in manifest.counts.items():
         print(f"  {split:7} {', '.join(f'{count} {name}' for name, count in counts.items())}")

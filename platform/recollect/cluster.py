@@ -1,4 +1,7 @@
-"""The one door to Ray for everything that is not training, search or serving: how a driver finds or starts a cluster."""
+"""The one door to Ray for everything that is not training, search or serving.
+
+How a driver finds or starts a cluster, and how it maps a function over a store's shards there.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
     # A driver that joins a cluster does not look for its token unless it is told to. Ray reads this once, at its import; said
@@ -20,6 +25,12 @@ if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from recollect.data.shards import Make, Progress, Share
+    from recollect.data.store import Store
 
 logger = logging.getLogger("recollect")
 
@@ -134,3 +145,91 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def connected(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
+    """The cluster that this process is connected to; else `connect`, and `disconnect` afterwards."""
+    if ray.is_initialized():
+        yield _described(str(ray.get_runtime_context().gcs_address), local=False)
+        return
+    try:
+        yield connect(address, cpus=cpus, dashboard=False)
+    finally:
+        disconnect()
+
+
+class _Mapper:
+    """What a worker holds: the store and the function, made once."""
+
+    def __init__(self, make: Make, store_uri: str, work: str) -> None:
+        from recollect.data.store import Store
+
+        self.function, self.work = make(Store.open(store_uri)), work
+
+    def map(self, share: Share) -> int:
+        from recollect.data.shards import write_part
+
+        write_part(self.function, share, self.work)
+        return len(share.ids)
+
+
+def map_shards(
+    make: Make,
+    store: Store,
+    todo: Sequence[Share],
+    work: str,
+    *,
+    workers: int,
+    progress: Progress = lambda done, total: None,
+) -> pa.Table:
+    """`recollect.data.shards.map_here` on Ray workers: the rows of all shares in their order.
+
+    Args:
+        make: called once in every worker with the store; returns the function of ids. Pickled by Ray, so of plain values.
+        store: its URI must mean the same to all workers, as must `work`.
+        todo: what `recollect.data.shards.shares` found.
+        work: where parts go, and where those of a run before are found.
+        workers: at most so many at a time, each with one CPU and its part of the GPUs, where there are any.
+        progress: called with (pictures that are done, all) after each shard.
+
+    A worker that dies is started again, three times. An error of the function is raised here as it was there; parts that are
+    done stay. Must be connected (`connect`, `connected`).
+    """
+    from recollect.data.shards import missing_parts, read_parts
+
+    missing = missing_parts(todo, work)
+    done = total = sum(len(share.ids) for share in todo)
+    done -= sum(len(share.ids) for share in missing)
+    progress(done, total)
+    if missing:
+        workers = min(workers, len(missing))
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
+        require(workers, gpus * workers, f"mapping over shards with {workers} workers")
+        kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Mapper)
+        actors = [kind.remote(make, store.uri, work) for _ in range(workers)]
+        try:
+            for count in _spread(actors, missing):
+                done += count
+                progress(done, total)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+    return read_parts(todo, work)
+
+
+def _spread(actors: Sequence[Any], missing: Sequence[Share]) -> Iterator[int]:
+    """How many pictures each share has, as it is done; whoever is idle gets the next."""
+    waiting = iter(missing)
+    running = {actor.map.remote(share): actor for actor, share in zip(actors, waiting, strict=False)}
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        actor = running.pop(ready)
+        try:
+            count = int(ray.get(ready))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        for share in waiting:
+            running[actor.map.remote(share)] = actor
+            break
+        yield count

@@ -28,6 +28,7 @@ from recollect import bundle as bundles
 from recollect.batch import Batch, Domains, Guide
 from recollect.config import Optimiser, Run, overlay
 from recollect.pipeline import Pipeline
+from recollect.retrieval.contract import IndexContract as IndexContract  # the battery for indexes
 from recollect.trainable import Guided, Queries, Translator
 from recollect.training.engine import Trainer, build
 from recollect.training.optim import trained_nets

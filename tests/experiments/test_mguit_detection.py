@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 
 from experiments import mguit_detection
 from experiments.detection_page import ORACLE, SOURCE_ONLY, page, spread_of
-from experiments.mguit_detection import detector_run, main, translator_run
+from experiments.mguit_detection import adapted_detector, adapted_pictures, detector_run, main, translator_run
+from recollect import bundle
+from recollect.batch import Detections, Domains, Guide, Translation
 from recollect.bundle import open_bundle
+from recollect.config import Data, ModelConfig, Run, Weights
 from recollect.data.store import Store
+from recollect.data.transforms import decode
 from recollect.data.worlds import build_streets
+from recollect.evaluation import detection
+from recollect.evaluation.average_precision import Annotated
+from recollect.trainable import Translator
+from trainables import catalogue
 
 DETECTOR = [
     "data.size=32",
@@ -110,3 +122,97 @@ def test_a_given_bundle_must_translate_between_the_domains(tmp_path: Path) -> No
     bundle = open_bundle(translator(store, tmp_path / "bundle"))
     with pytest.raises(ValueError, match="rainy"):
         translate_store(bundle, store, tmp_path / "out", source="sunny", target="rainy")
+
+
+class Shade(Translator):
+    """A translator whose answers say which way they were made: night is a quarter as bright, sunny is halfway to white."""
+
+    class Config(ModelConfig):
+        name: str = "shade"
+
+    class Weights(Weights):
+        rec: float = 1.0
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}}
+
+    def __init__(self, config: ModelConfig, domains: Domains) -> None:
+        super().__init__(config, domains)
+        self.scale = nn.Parameter(torch.tensor([0.5, 0.25]))
+        self.shift = nn.Parameter(torch.tensor([0.5, 0.0]))
+
+    @property
+    def stride(self) -> int:
+        return 1
+
+    def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
+        if source == target:
+            return Translation(images, {})
+        return Translation(((images + 1) / 2 * self.scale[target] + self.shift[target]) * 2 - 1, {})
+
+
+METHODS = {**catalogue.METHODS, "shade": f"{__name__}:Shade"}
+
+
+def shaded(image: bytes, target: str) -> Tensor:
+    """What a stored picture looks like in the target domain, by the words above: (3, h, w) uint8."""
+    scale, shift = {"sunny": (0.5, 0.5), "night": (0.25, 0.0)}[target]
+    return ((decode(image).double() / 255 * scale + shift) * 255).round()
+
+
+def test_either_protocol_translates_the_right_pictures_the_right_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors learn on source pictures that look like the target; or target pictures that look like the source are tested."""
+    monkeypatch.setenv("RECOLLECT_CATALOGUE", f"{__name__}:METHODS")
+    build_streets(tmp_path / "store", size=32, train=4, val=2, test=3, references=2)
+    store = Store.open(tmp_path / "store")
+    run = Run.model_validate({"name": "shade", "model": {"name": "shade"}, "data": Data(domains=("sunny", "night"), size=32)})
+    domains = store.domains.only(("sunny", "night"))
+    path = bundle.write(tmp_path / "shade", run, domains, Shade(run.model, domains).state_dict()).path
+
+    tested: dict[str, dict[str, Tensor]] = {}  # by arm and id: what the detector is shown
+    now: list[str] = []
+
+    def measured(test: mguit_detection.Test, *given: Any) -> list[dict[str, Any]]:
+        now.append(test.arm)
+        try:
+            return measure(test, *given)
+        finally:
+            now.pop()
+
+    def recorded(model: Any, pictures: Iterable[Annotated]) -> Iterator[tuple[Annotated, Detections]]:
+        for picture, found in detect(model, pictures):
+            if now:  # else a run is judged while it trains
+                tested.setdefault(now[-1], {})[picture.id] = picture.image.as_subclass(Tensor)
+            yield picture, found
+
+    measure = mguit_detection._measure
+    monkeypatch.setattr(mguit_detection, "_measure", measured)
+    detect = detection.detect
+    monkeypatch.setattr(detection, "detect", recorded)
+    out = tmp_path / "out"
+    words = ["--small", "--store", str(store.uri), "--storage", str(out), "--translator", f"shade={path}", "--steps", "2"]
+    words += ["--seeds", "0", "--set", "model.score_floor=0.0", *(w for change in DETECTOR for w in ("--set", change))]
+    assert main(words) == 0
+    arms = [SOURCE_ONLY, adapted_pictures("shade"), adapted_detector("shade"), ORACLE]
+    assert list(tested) == arms == list(pd.read_parquet(out / "table.parquet")["arm"].unique())
+
+    for arm, pictures in tested.items():
+        assert set(pictures) == set(store.ids("test", "night"))  # all are tested on the target
+        for id, image in pictures.items():
+            stored = store.record(id).image
+            expected = shaded(stored, "sunny") if arm == adapted_pictures("shade") else decode(stored).double()
+            assert (image.double() - expected).abs().max() <= 1, arm
+
+    trained = {read.parts[-3]: json.loads(read.read_text()) for read in out.glob("detectors/*/*/run.json")}
+    assert {name.rpartition("-")[2] for name in trained} == {"sunny", "shade", "night"}
+    (adapted,) = (config for name, config in trained.items() if name.endswith("shade"))
+    learnt = Store.open(adapted["data"]["store"])
+    assert adapted["data"]["domains"] == list(learnt.domains.names) and learnt.ids("train", *learnt.domains.names)
+    for split in ("train", "val"):
+        assert learnt.ids(split, *learnt.domains.names) == store.ids(split, "sunny")
+        for id in learnt.ids(split, *learnt.domains.names):
+            own, origin = learnt.record(id), store.record(id)
+            assert (decode(own.image).double() - shaded(origin.image, "night")).abs().max() <= 1
+            assert own.boxes == origin.boxes
+    (folder,) = out.glob("detectors/shade-detector-adapted-*/*")
+    best = open_bundle(folder / json.loads((folder / "done.json").read_text())["bundle"])
+    assert best.manifest["parents"]["data"] == learnt.digest  # and these are what it was trained on

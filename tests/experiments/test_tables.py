@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,19 +17,25 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import mguit_ablation, mguit_init, tables
-from experiments.table_jobs import Outcome, digest_of, look, plan
-from experiments.table_report import Numbers, verdict, within
-from experiments.table_rows import PICTURES, ROWS, Results
-from experiments.table_runs import Spent, at_work, train_jobs
-from experiments.tables import Arm, Bound, Claim, Table, chosen, run_table
+from experiments import mguit_ablation, mguit_init
+from experiments.tables import Arm, Bound, Claim, Table, run_table
+from experiments.tables.jobs import Outcome, digest_of, look, plan, same_pictures
+from experiments.tables.locks import at_work
+from experiments.tables.numbers import Numbers, verdict, within
+from experiments.tables.rows import PICTURES, ROWS, Results
+from experiments.tables.runs import Spent, train_jobs
+from experiments.tables.suites import DirectionSuite
+from experiments.tables.table import check, chosen
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.loader import Feed
 from recollect.data.store import Store
 from recollect.data.worlds import build_streets
 from recollect.evaluation.evaluate import evaluate, short
+from recollect.evaluation.metrics import METRICS, Metric
 from recollect.evaluation.statistics import Measured, difference
+from recollect.evaluation.validate import Cases, translate_all
+from recollect.pipeline import Pipeline
 from recollect.training.session import train
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +58,7 @@ CLAIMS = (
     Claim("the input beats black", "the input itself", "black", "content_kept"),
     Claim("full beats nobody", "full", "nobody", "scene_error"),
 )
-TABLE = Table("small-table", "A small table", "What it is about.", BOTH, "full", CLAIMS)
+TABLE = Table("small-table", "A small table", "What it is about.", DirectionSuite(BOTH), "full", CLAIMS)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +124,12 @@ def test_one_arm_fails_and_the_others_are_there(outcomes: list[Outcome], told: l
 def test_rows_are_those_of_the_evaluation_itself(rows: pd.DataFrame, outcomes: list[Outcome], store: Store) -> None:
     assert list(rows.columns) == ROWS and set(rows["data"]) == {store.digest}
     expected = evaluate(outcomes[0].bundle, store.uri).set_index(["name", "metric"])["value"]
-    own = rows[(rows["source"] == "sunny") & rows["seed"].isin([0, -1]) & (rows["arm"] != "plain")]
+    own = rows[(rows["setting"] == "sunny-night") & rows["seed"].isin([0, -1]) & (rows["arm"] != "plain")]
     found = own.set_index(["arm", "metric"])["value"]
     assert len(found) == len(expected)
     assert found.to_dict() == pytest.approx(expected.to_dict(), nan_ok=True)
     back = overlay(outcomes[0].job.run, {"evaluation": {"source": "night", "target": "sunny"}})
-    assert back.direction() == BOTH[1] and set(rows["source"]) == {"sunny", "night"}
+    assert back.direction() == BOTH[1] and set(rows["setting"]) == {"sunny-night", "night-sunny"}
     trained = rows[rows["kind"] == "method"]
     assert (trained["steps"] == 4).all() and (trained["seconds"] > 0).all() and (trained["parameters"] > 1000).all()
 
@@ -130,10 +138,12 @@ def test_pictures_make_the_rows(rows: pd.DataFrame, storage: Path) -> None:
     pictures = pd.read_parquet(storage / "small-table-pictures.parquet")
     assert list(pictures.columns) == PICTURES and pictures["picture"].nunique() == 8
     for metric in ("content_kept", "scene_error/road"):
-        own = pictures[(pictures["arm"] == "full") & (pictures["seed"] == 1) & (pictures["source"] == "night")]
+        own = pictures[(pictures["arm"] == "full") & (pictures["seed"] == 1) & (pictures["setting"] == "night-sunny")]
         own = own[own["metric"] == metric]
         value = (own["value"] * own["weight"]).sum() / own["weight"].sum()
-        row = rows[(rows["arm"] == "full") & (rows["seed"] == 1) & (rows["source"] == "night") & (rows["metric"] == metric)]
+        row = rows[
+            (rows["arm"] == "full") & (rows["seed"] == 1) & (rows["setting"] == "night-sunny") & (rows["metric"] == metric)
+        ]
         assert row["value"].item() == pytest.approx(value)
 
 
@@ -149,7 +159,7 @@ def test_seeds_are_paired(outcomes: list[Outcome], store: Store) -> None:
 
 def test_the_page_says_it_all(rows: pd.DataFrame, storage: Path) -> None:
     page = (storage / "small-table.md").read_text()
-    mean = rows[(rows["arm"] == "full") & (rows["source"] == "sunny") & (rows["metric"] == "scene_error")]["value"].mean()
+    mean = rows[(rows["arm"] == "full") & (rows["setting"] == "sunny-night") & (rows["metric"] == "scene_error")]["value"].mean()
     line = next(line for line in page.splitlines() if line.startswith("| full |"))
     assert line.replace("*", "").split("|")[2].split()[0] == short(mean)
     for words in ("scene_error ↓", "content_kept ↑", "another true render", "### scene_error by region", "### Memory"):
@@ -161,6 +171,7 @@ def test_the_page_says_it_all(rows: pd.DataFrame, storage: Path) -> None:
         "cores",
         "| 0 1 | 4 | 2 |",
         "4 test pictures",
+        "best on the validation split in the run's own direction",
     ):
         assert words in page, words
     values = page.split("## sunny to night")[1].split("### ")[0]
@@ -193,6 +204,35 @@ def test_what_is_finished_is_neither_trained_nor_judged_again(arms: list[Arm], o
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+def brightness(pipeline: Pipeline, cases: Cases) -> dict[str, float]:
+    """A measure of a table of its own."""
+    return {"brightness": float(translate_all(pipeline, cases).mean())}
+
+
+def test_a_new_measure_makes_rows_new(
+    arms: list[Arm], outcomes: list[Outcome], storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "brightness", Metric("brightness", True, "of [0, 1]", "pictures", "mean of all pixels"))
+    place = shutil.copytree(storage, tmp_path / "copy")
+    before = pd.read_parquet(place / "small-table.parquet")
+    table = replace(TABLE, suite=DirectionSuite(BOTH, (brightness,)))
+    told: list[str] = []
+    run_table(table, arms[:1], (0, 1), str(place), report_only=True, say=told.append)
+    page = (place / "small-table.md").read_text()
+    assert "Judged when the table measured something else, and not since: the input itself, black" in page
+    again = run_table(table, arms[:1], (0, 1), str(place), say=told.append)
+    assert not any(outcome.error for outcome in again) and sum(text.startswith("judging full") for text in told) == 4
+    after = pd.read_parquet(place / "small-table.parquet")
+    assert len(after[after["metric"] == "brightness"]) == 4
+    assert set(after.loc[after["arm"] == "full", "judged"]) == {f"directions 1 + {__name__}:brightness"}
+    keys = ["arm", "seed", "setting", "metric"]
+    assert not after.duplicated(keys).any()  # replaced, not added to
+    both = before[before["arm"] == "full"].merge(after, on=keys, suffixes=("", "_again"))
+    assert len(both) and (both["value"] == both["value_again"]).all()
+    page = (place / "small-table.md").read_text()
+    assert "brightness ↑" in page and "Judged when" not in page
+
+
 def test_a_changed_run_is_another_run(run: Run, store: Store) -> None:
     assert digest_of(run, store.digest) == digest_of(overlay(run, {"name": "x", "data.store": "/moved"}), store.digest)
     assert digest_of(run, store.digest) != digest_of(overlay(run, {"engine.steps": 5}), store.digest)
@@ -204,7 +244,7 @@ def test_a_table_on_a_uri_is_the_same(arms: list[Arm], outcomes: list[Outcome], 
     assert found[0].bundle.startswith("file://") and (tmp_path / "small-table.md").exists()
     ours = pd.read_parquet(tmp_path / "small-table.parquet")
     same = rows[(rows["arm"] != "plain") & (rows["seed"] < 1)].reset_index(drop=True)
-    order = ["arm", "source", "metric"]
+    order = ["arm", "setting", "metric"]
     ours, same = (frame.sort_values(order).reset_index(drop=True)[[*order, "value"]] for frame in (ours, same))
     pd.testing.assert_frame_equal(ours, same, check_exact=True)
 
@@ -224,7 +264,7 @@ def made_up(scores: dict[str, list[list[float]]], kept: dict[str, float]) -> Num
     rows, pictures = [], []
     for arm, seeds in scores.items():
         for seed, values in enumerate(seeds):
-            about = {"arm": arm, "kind": "method", "seed": seed, "source": "a", "target": "b"}
+            about = {"arm": arm, "kind": "method", "seed": seed, "setting": "a-b"}
             rows += [{**about, "metric": "scene_error", "value": sum(values) / len(values)}]
             rows += [{**about, "metric": "feature_distance@pyramid", "value": kept[arm] + seed}]
             for place, value in enumerate(values):
@@ -239,7 +279,7 @@ def test_claims_are_judged_by_the_paired_interval() -> None:
     numbers = made_up({"low": low, "high": high, "one": low[:1]}, {"low": 0.0, "high": 0.5, "one": 0.0})
 
     def judged(better: str, worse: str, metric: str = "scene_error") -> str:
-        return verdict(Claim("", better, worse, metric), numbers, ("a", "b"))[0]
+        return verdict(Claim("", better, worse, metric), numbers, "a-b")[0]
 
     assert judged("low", "high") == "held" == judged("low", "high", "feature_distance@pyramid")
     assert judged("high", "low") == "did not hold (the other way round)"
@@ -247,7 +287,7 @@ def test_claims_are_judged_by_the_paired_interval() -> None:
     assert judged("one", "high") == "held"  # of the seed they share
     assert judged("one", "high", "feature_distance@pyramid") == "not decided"
     assert judged("low", "high", "content_kept") == "not measured" == judged("low", "gone")
-    found = numbers.difference(("a", "b"), "low", "high", "scene_error")
+    found = numbers.difference("a-b", "low", "high", "scene_error")
     one, other = (Measured(torch.tensor(values)[..., None].double(), torch.full((8, 1), 2.0)) for values in (low, high))
     assert found is not None and found[0] == pytest.approx(difference(one, other)) and found[1] == 3
 
@@ -256,7 +296,7 @@ def test_bounds_are_judged_by_the_mean_and_the_interval() -> None:
     numbers = made_up({"arm": [[0.1, 0.3], [0.11, 0.31]], "one": [[0.2, 0.2]]}, {"arm": 0.0, "one": 0.4})
 
     def judged(arm: str, metric: str, limit: float) -> str:
-        return within(Bound("", arm, metric, limit), numbers, ("a", "b"))[0]
+        return within(Bound("", arm, metric, limit), numbers, "a-b")[0]
 
     assert judged("arm", "scene_error", 0.2) == "did not hold"  # less is better
     assert judged("arm", "scene_error", 0.21) == "held in the mean, not over the interval"
@@ -271,11 +311,13 @@ def test_arms_that_cannot_be_compared_are_refused(arms: list[Arm], tmp_path: Pat
             run_table(table, wrong, (0,), str(tmp_path))
 
     larger = Arm("larger", overlay(arms[0].run, {"data.size": 64}))
-    refused("do not see the same pictures", arms[0], larger)
+    refused("full and larger are not judged on the same pictures: test/32/32/all and test/64/64/all", arms[0], larger)
+    other = Arm("other", overlay(arms[0].run, {"data.flip": False}))
+    refused("full and other do not see the same pictures", arms[0], other)
     refused("two arms are called 'full'", arms[0], Arm("full", arms[1].run))
-    refused("no direction of small-table", Arm("full", overlay(arms[0].run, {"data.domains": ["sunny", "rainy"]})))
+    refused("of which small-table judges nothing", Arm("full", overlay(arms[0].run, {"data.domains": ["sunny", "rainy"]})))
     refused("judged on one store", arms[0], Arm("else", overlay(arms[0].run, {"data.store": "elsewhere"})))
-    refused("did you mean 'full'", arms[0], table=Table("t", "", "", BOTH, "ful"))
+    refused("did you mean 'full'", arms[0], table=Table("t", "", "", DirectionSuite(BOTH), "ful"))
     assert [arm.name for arm in chosen(arms, ["f*", "plain"], None)] == ["full", "plain"]
     with pytest.raises(ValueError, match="no arm of this table is 'ful'; did you mean 'full'"):
         chosen(arms, ["ful"], None)
@@ -284,7 +326,7 @@ def test_arms_that_cannot_be_compared_are_refused(arms: list[Arm], tmp_path: Pat
 
 
 def test_two_processes_do_not_work_on_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.table_runs.PATIENCE", 0.3)
+    monkeypatch.setattr("experiments.tables.locks.PATIENCE", 0.3)
     with at_work(str(tmp_path)), pytest.raises(ValueError, match="another process"), at_work(str(tmp_path)):
         pass
     with at_work(str(tmp_path)):
@@ -296,8 +338,9 @@ def test_two_processes_do_not_work_on_one_table(tmp_path: Path, monkeypatch: pyt
 def test_recipes_can_stand_in_one_table(recipe: Callable[..., list[Arm]], size: str, store: Store, tmp_path: Path) -> None:
     table = mguit_ablation.TABLE if recipe is mguit_ablation.arms else mguit_init.TABLE
     made = recipe(store.uri, size == "small", size == "world")
-    tables._check(table, made)
+    check(table, made)
     jobs = plan(made, (0,), str(tmp_path))
+    same_pictures(jobs)
     sizes = {(job.run.data.size, job.run.engine.steps, job.run.engine.batch_size) for job in jobs}
     assert sizes == {{"small": (64, 900, 2), "world": (128, 40_000, 4), "paper": (360, 500_000, 1)}[size]}
     assert len(jobs) == len(made) and len({job.digest for job in jobs}) == len(made)
@@ -310,7 +353,7 @@ def test_recipes_can_stand_in_one_table(recipe: Callable[..., list[Arm]], size: 
 def test_every_arm_of_the_ablation_trains_and_is_judged(name: str, store: Store, tmp_path: Path) -> None:
     (arm,) = [arm for arm in mguit_ablation.arms(store.uri, True) if arm.name == name]
     arm = Arm(name, overlay(arm.run, {**TINY, "engine.steps": 2}))
-    table = Table("one", "", "", BOTH[:1], name)
+    table = Table("one", "", "", DirectionSuite(BOTH[:1]), name)
     (outcome,) = run_table(table, [arm], (0,), str(tmp_path), say=lambda text: None)
     assert not outcome.error and outcome.facts is not None
     assert "scene_error/car" in set(pd.read_parquet(tmp_path / "one.parquet")["metric"])
@@ -349,7 +392,7 @@ def values(storage: Path) -> pd.DataFrame:
     """What a table says, without what differs from one training to the next: seconds, and digests of histories with speeds."""
     rows = pd.read_parquet(storage / "mguit-ablation.parquet")
     kept = [name for name in ROWS if name not in ("seconds", "bundle", "step")]
-    return rows[kept].sort_values(["arm", "source", "metric"]).reset_index(drop=True)
+    return rows[kept].sort_values(["arm", "setting", "metric"]).reset_index(drop=True)
 
 
 def weights(storage: Path) -> dict[str, bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +70,115 @@ def test_a_joined_cluster_runs_the_code_of_the_driver(by: str, tokens: dict[str,
     shipped = [line.split()[1] for line in output.splitlines() if line.startswith("worker /")]
     assert len(shipped) == 2 and all("runtime_resources/py_modules_files" in path for path in shipped)
     assert "refused this needs 5 CPUs and 0 GPUs; the cluster has 1" in output
+
+
+MAPPER = """
+import os, sys, time
+import pyarrow as pa
+from recollect import cluster
+from recollect.cluster import connect, connected, disconnect, map_shards
+from recollect.data.shards import shares
+from recollect.data.store import Store
+
+def make(store):
+    def widths(ids):
+        if os.environ.get("SLOW"):
+            time.sleep(2)
+        if ids[0] == os.environ.get("DIES_ON") and not os.path.exists(died):
+            open(died, "w").close()
+            os.kill(os.getpid(), 9)
+        if ids[0] == os.environ.get("FAILS_ON"):
+            raise ValueError(f"picture {ids[0]!r} is broken")
+        return pa.table({"id": list(ids), "width": [store.record(id).width for id in ids]})
+
+    return widths
+
+store, work = Store.open(sys.argv[1]), sys.argv[2]
+died = work + "-died"
+ids = [id for domain in store.domains.names for id in store.ids("train", domain)]
+said = []
+if __name__ == "__main__":
+    names = ("SLOW", "DIES_ON", "FAILS_ON")
+    connect("local", cpus=2, dashboard=False, env={name: os.environ[name] for name in names if name in os.environ})
+    print("folder", *cluster._folders, flush=True)
+    with connected("local") as joined:  # what is connected stays so
+        try:
+            def progress(done, total):
+                said.append((done, total))
+                print("done", done, flush=True)
+            table = map_shards(make, store, shares(store, ids), work, workers=2, progress=progress)
+            print("rows", table["id"].to_pylist() == sorted(ids), set(table["width"].to_pylist()))
+        except ValueError as error:
+            print("refused", error)
+    disconnect()
+"""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    from tests.recollect.retrieval.embedders import write_records
+
+    write_records(tmp_path / "store", train=128)  # 8 shards
+    return tmp_path / "store"
+
+
+def mapped(pictures: Path, work: Path, **environment: str) -> str:
+    return run(MAPPER, work.parent, str(pictures), str(work), **environment)
+
+
+def test_a_function_is_mapped_over_shards_and_what_is_done_stays(pictures: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    output = mapped(pictures, work, FAILS_ON="train-0064")
+    assert "refused picture 'train-0064' is broken\n" in output, output  # the function's own error and nothing of Ray's
+    done = {path.name for path in work.glob("*.parquet")}
+    assert done and len(done) < 8
+    output = mapped(pictures, work, DIES_ON="train-0064")  # its worker is started again
+    assert (tmp_path / "work-died").exists() and "rows True {24}" in output, output
+    assert f"done {16 * len(done)}\n" in output and "done 128\n" in output and "done 0\n" not in output
+
+
+def test_a_driver_that_is_killed_leaves_its_parts(pictures: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    known = {**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", "SLOW": "1"}
+    command = [sys.executable, "-c", MAPPER, str(pictures), str(work)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=known, cwd=tmp_path)
+    assert driver.stdout is not None
+    folder = ""
+    while "done 32" not in (line := driver.stdout.readline()):
+        folder = line.split()[1] if line.startswith("folder") else folder
+        assert driver.poll() is None
+    driver.kill()
+    driver.wait(30)
+    shutil.rmtree(folder)  # which a driver that ends by itself takes away
+    done = len(list(work.glob("*.parquet")))
+    assert 2 <= done < 8
+    output = mapped(pictures, work)
+    assert "done 0\n" not in output and "rows True {24}" in output
+    first = int(output.split("done ")[1].split()[0])
+    assert first >= 16 * done
+
+
+EMBED = """
+import sys
+from recollect.retrieval.embed import build_index
+manifest = build_index(sys.argv[1], sys.argv[2], "index", workers=2, backend="exact")  # relative: workers are elsewhere
+print("count", manifest.count)
+"""
+
+
+def test_workers_embed_what_one_process_does(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from recollect.retrieval.directory import open_index
+    from recollect.retrieval.embed import build_index
+    from tests.recollect.retrieval.embedders import CATALOGUE, write_colours
+
+    monkeypatch.setenv("RECOLLECT_CATALOGUE", CATALOGUE)
+    bundle = write_colours(tmp_path / "bundle")
+    assert "count 128\n" in run(EMBED, tmp_path, "bundle", "store", RECOLLECT_CATALOGUE=CATALOGUE)
+    build_index(bundle, pictures, tmp_path / "here", backend="exact")
+    there, here = open_index(tmp_path / "index"), open_index(tmp_path / "here")
+    assert list(there.ids()) == list(here.ids())
+    queries = np.random.default_rng(0).normal(size=(20, 8))
+    one, other = there.search(queries, 5), here.search(queries, 5)
+    assert one.ids == other.ids
+    np.testing.assert_allclose(one.distances, other.distances, rtol=1e-5)
+    assert not list(tmp_path.glob("*.parts-*"))

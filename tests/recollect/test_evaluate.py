@@ -20,8 +20,8 @@ from recollect.data.transforms import Sample
 from recollect.data.worlds import streets
 from recollect.evaluation.baselines import apply_maps, best_constant, fit_colour_maps, leave_one_out, rows
 from recollect.evaluation.evaluate import COLUMNS, append, bootstrap, evaluate, show, table
-from recollect.evaluation.metrics import RegionErrors, region_errors, scene_error
-from recollect.evaluation.validate import Cases, Judgement, Truth, gather, judge
+from recollect.evaluation.metrics import region_errors, scene_error
+from recollect.evaluation.validate import ByPicture, Cases, Judgement, Truth, gather, judge
 from trainables.mguit import MGUIT
 
 DOMAINS = ("sunny", "night")
@@ -188,7 +188,11 @@ def test_bootstrap_intervals_equal_a_plain_bootstrap() -> None:
     error, pixels = generator.random((20, 2)), generator.integers(1, 50, (20, 2)).astype(float)
     pixels[::2, 1] = 0
     kept = generator.random(20)
-    found = bootstrap(Judgement({}, torch.tensor(kept), RegionErrors(torch.tensor(error), torch.tensor(pixels))), ("a", "b"))
+    parts = {"content_kept": ByPicture(torch.tensor(kept), torch.ones(20))}
+    parts |= {f"scene_error/{r}": ByPicture(torch.tensor(error)[:, k], torch.tensor(pixels)[:, k]) for k, r in enumerate("ab")}
+    judgement = Judgement(dict.fromkeys((*parts, "scene_error", "modes_hit"), 0.0), parts)
+    found = bootstrap(judgement)
+    assert set(found) == {*parts, "scene_error"}  # modes belong to the whole set
     means: dict[str, list[float]] = {"content_kept": [], "scene_error": [], "scene_error/b": []}
     for _ in range(4000):
         draw = generator.integers(0, 20, 20)

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -68,6 +69,18 @@ def test_a_domain_of_several_stores_is_one(tmp_path: Path) -> None:
     assert len(Store.open(tmp_path / "c").ids("train", "day")) == 4 + 5
 
 
+def test_the_attributes_of_one_store_are_unknown_of_the_others_pictures(tmp_path: Path) -> None:
+    parts = [store(tmp_path / "a", "day"), store(tmp_path / "w", "night", attributes=("wet",))]
+    assert join_stores(parts, tmp_path / "c").attributes == ("wet",)
+    joined = Store.open(tmp_path / "c")
+    assert np.isnan(joined.attributes(domain="day")[1]).all()
+    assert set(joined.attributes(domain="night")[1].ravel().tolist()) == {0.0, 1.0}
+    parts.append(store(tmp_path / "r", "rain", attributes=("warm", "wet")))
+    assert join_stores(parts, tmp_path / "d").attributes == ("wet", "warm")
+    values = Store.open(tmp_path / "d").attributes(domain="rain")[1]
+    assert not np.isnan(values[:, 0]).any() and np.isnan(values[:, 1]).all()  # these records know only "wet"
+
+
 def test_truth_is_kept(tmp_path: Path) -> None:
     for seed in (0, 1):
         build_streets(tmp_path / f"s{seed}", size=16, train=2, val=1, test=1, references=2, seed=seed)
@@ -89,8 +102,6 @@ def test_what_must_agree(tmp_path: Path) -> None:
         ValueError, match=r"same classes: .*/a has background, car, person; .*/b has background, car, rider; make them with"
     ):
         join_stores([a, b], tmp_path / "c")
-    with pytest.raises(ValueError, match=r"the same attributes: .*/a has none; .*/w has wet$"):
-        join_stores([a, store(tmp_path / "w", "night", attributes=("wet",))], tmp_path / "c")
     with pytest.raises(ValueError, match="join at least two stores, not 1"):
         join_stores([a], tmp_path / "c")
     with pytest.raises(ValueError, match="there is no image store at .*nowhere"):

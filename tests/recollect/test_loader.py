@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,20 @@ def test_a_store_without_boxes_or_attributes(tmp_path: Path) -> None:
     write_store(tmp_path, plain, domains=("a",))
     batch = feed(Store.open(tmp_path), domains=("a",)).batches(0)[0]
     assert batch.classes is None and batch.attributes is None and len(set(batch.ids)) == 3  # four of three
+
+
+def test_attributes_that_a_record_lacks_are_nan(tmp_path: Path) -> None:
+    known = [{"x": 1}, {}, None, {"odd": 0, "x": 0}]
+    records = [replace(picture(i, "a"), attributes=attributes) for i, attributes in enumerate(known)]
+    write_store(tmp_path, records, domains=("a",), attributes=("odd", "x"))
+    store = Store.open(tmp_path)
+    expected = torch.tensor([[math.nan, 1.0], [math.nan] * 2, [math.nan] * 2, [0.0, 0.0]])
+    ids = [f"a/train/{i}" for i in range(4)]
+    fixed = fixed_batch(store, ids, 16, 4).attributes
+    fed = feed(store, domains=("a",)).batches(0)[0]
+    assert fixed is not None and fed.attributes is not None
+    torch.testing.assert_close(fixed, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(fed.attributes, expected[[ids.index(id) for id in fed.ids]], rtol=0, atol=0, equal_nan=True)
 
 
 REFUSED: dict[str, Callable[[Store], object]] = {

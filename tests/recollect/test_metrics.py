@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 from recollect.config import Evaluation
 from recollect.data.transforms import decode
 from recollect.data.worlds import streets
+from recollect.evaluation import metrics
 from recollect.evaluation.features import feature_distance, pyramid
 from recollect.evaluation.metrics import (
     METRICS,
+    Metric,
     class_found,
     content_kept,
     effective_items,
@@ -26,6 +29,7 @@ from recollect.evaluation.metrics import (
     mode_coverage,
     nearest_modes,
     region_errors,
+    register,
     scene_error,
 )
 
@@ -182,6 +186,21 @@ def test_names_that_do_not_exist_list_those_that_do() -> None:
         find_metric("scene_eror")
     assert find_metric("class_found/car") is METRICS["class_found"]
     assert all(metric.about and metric.name == name for name, metric in METRICS.items())
+
+
+def test_families_and_registering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "METRICS", dict(METRICS))
+    own = Metric("glow", False, "lumen", "pictures", "how much it glows", parts="lamp")
+    register(own)
+    register(own)  # a module may be imported twice
+    assert metrics.find_metric("glow/left/upper") is own and metrics.find_metric("glow").arrow == "↓"
+    with pytest.raises(ValueError, match="'glow' is registered already, with another meaning: how much it glows"):
+        register(replace(own, higher_is_better=True))
+    assert find_metric("p_at_10/average") is METRICS["p_at_10/average"]  # an entry of its own before its family's
+    ups = {
+        name: find_metric(f"{name}/Male").higher_is_better for name in ("p_at_10", "lift", "counterpart_error", "fid@classifier")
+    }
+    assert ups == {"p_at_10": True, "lift": True, "counterpart_error": False, "fid@classifier": False}
 
 
 def test_feature_distance_equals_the_definition() -> None:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recollect import bundle
-from recollect.batch import Domains, Guide
+from recollect.batch import Domains, Guide, Translation
 from recollect.config import ModelConfig, Run, Weights, preset
 from recollect.pipeline import Pipeline, pad_to
-from recollect.trainable import Trainable
+from recollect.trainable import Guided, Queries, Trainable
+from recollect.training.engine import build
+from trainables.gmm_unit import CELEBA, GMMUNIT
 from trainables.mguit import MGUIT
 
 DOMAINS = Domains(("sunny", "night"), ("background", "car"))
@@ -137,6 +139,116 @@ def test_a_bundle_opens_with_its_best_weights(tmp_path: Path, run: Run) -> None:
     opened = Pipeline.open(bundle.open_bundle(path))
     assert torch.equal(opened(images, "night").images, answers["model"])  # without averaged weights the best are the live ones
     assert (opened.name, opened.domains) == ("small", DOMAINS)
+
+
+FACES = Domains(("faces",), attributes=CELEBA)
+TARGETS = torch.tensor([[0.0, 1, 0, 0, 1], [0.5, 0.5, 0, 1, 0]])
+
+
+class Finder(GMMUNIT):
+    """Guided by neighbours: what is drawn is the mean of the nearest ones' pixels. Queries are the mean colours of pictures."""
+
+    guided = True
+
+    def look_up(self, images: Tensor, source: int, target: int, guide: Guide) -> Queries | None:
+        return Queries(2, ("",) * len(images), images.mean(dim=(2, 3))) if self.guided else None
+
+    def embed(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+    def embedding_digest(self) -> str:
+        return "0" * 64
+
+    def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
+        mean = images if guide.neighbours is None else guide.neighbours.mean(dim=(1, 3, 4))[..., None, None].expand_as(images)
+        return Translation(mean, {})
+
+
+def finder(**more: Any) -> Pipeline:
+    small = {"width": 4, "content_blocks": 1, "generator_blocks": 1, "critic_width": 4}
+    return Pipeline(Finder(preset("gmm_unit:tiny", model=small).model, FACES), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def faces() -> Pipeline:
+    small = {"width": 4, "content_blocks": 1, "generator_blocks": 1, "critic_width": 4, "mlp_width": 8}
+    model = build(preset("gmm_unit:tiny", data={"domains": FACES.names}, model=small), FACES)
+    assert isinstance(model, GMMUNIT)
+    return Pipeline(model, "faces")
+
+
+def test_one_domain_is_source_and_target(faces: Pipeline) -> None:
+    images = pictures(2, 32, 48)
+    with torch.inference_mode():
+        expected = faces.model.translate(images, 0, 0, Guide(attributes=TARGETS)).images
+    assert torch.equal(faces(images, "faces", guide=Guide(attributes=TARGETS.double())).images, expected)
+    assert torch.equal(faces(images, "faces", "faces", Guide(attributes=TARGETS)).images, expected)
+
+
+def test_attributes_stand_beside_seeds(faces: Pipeline) -> None:
+    images = pictures(1, 20, 24).expand(2, -1, -1, -1)
+    a, b = faces(images, "faces", guide=Guide(attributes=TARGETS[:1].expand(2, -1)), seeds=[1, 2]).images
+    assert (a - b).abs().max() > 1e-3
+    drawn = faces.model.sample_guide(0, [torch.Generator().manual_seed(1)])
+    guide = Guide(attributes=TARGETS[:1], noise=drawn.noise)
+    torch.testing.assert_close(faces(images[:1], "faces", guide=guide).images[0], a, atol=1e-5, rtol=0)
+    assert not torch.equal(faces(images[:1], "faces", seeds=[1]).images[0], a)
+
+
+def test_extras_of_the_pictures_size_are_cut_as_the_pictures_are(faces: Pipeline) -> None:
+    answer = faces(pictures(1, 17, 30), "faces")
+    assert answer.extras["mask"].shape == (1, 1, 17, 30)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        (TARGETS[:1], r"guide.attributes is \(2, 5\) here, Black_Hair, .*Young; not \(1, 5\)"),
+        (TARGETS[:, :4], r"not \(2, 4\)"),
+        (TARGETS + 0.2, "numbers from 0 to 1"),
+        (TARGETS * torch.nan, "numbers from 0 to 1"),
+        (
+            torch.tensor([[0.0, 0, 0, 0, 0], [0, 1, 1, 0, 0]]),
+            "a picture has one of .* at most; Blond_Hair=1 and Brown_Hair=1 is more",
+        ),
+    ],
+)
+def test_attributes_that_nobody_can_have_are_told(faces: Pipeline, attributes: Tensor, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        faces(pictures(2, 20, 20), "faces", guide=Guide(attributes=attributes))
+
+
+def test_neighbours_are_looked_up_where_none_are_given() -> None:
+    asked: list[Queries] = []
+
+    def search(queries: Queries) -> Tensor:
+        asked.append(queries)
+        return torch.stack([torch.full((2, 3, 9, 7), value) for value in (0.25, -0.5)])
+
+    pipeline, images = finder(search=search), pictures(2, 18, 21)
+    assert isinstance(pipeline.model, Guided)
+    answer = pipeline(images, "faces").images
+    torch.testing.assert_close(answer[:, 0, 0, 0], torch.tensor([0.25, -0.5]))
+    (queries,) = asked
+    assert queries.k == 2 and queries.vectors is not None
+    torch.testing.assert_close(queries.vectors, pad_to(images, 4)[0].mean(dim=(2, 3)))  # of the pictures as the model sees them
+    given_ones = torch.full((2, 3, 3, 8, 8), 0.75)
+    for seeds in (None, [1, 2]):
+        answer = pipeline(images, "faces", guide=Guide(neighbours=given_ones), seeds=seeds).images
+        assert len(asked) == 1 and float(answer.mean()) == pytest.approx(0.75), "what is given is not searched for"
+
+
+def test_where_nothing_finds_neighbours_it_is_told() -> None:
+    pipeline, images = finder(), pictures(2, 16, 16)
+    with pytest.raises(
+        ValueError, match="gmm_unit draws with 2 neighbours of a picture, and nothing finds them here; open the pip"
+    ):
+        pipeline(images, "faces")
+    with pytest.raises(ValueError, match=r"guide.neighbours is \(2, k, 3, H, W\) here, not \(1, 2, 3, 8, 8\)"):
+        pipeline(images, "faces", guide=Guide(neighbours=torch.zeros(1, 2, 3, 8, 8)))
+    assert isinstance(pipeline.model, Finder)
+    pipeline.model.guided = False
+    torch.testing.assert_close(pipeline(images, "faces").images, images)
 
 
 class Judge(Trainable):

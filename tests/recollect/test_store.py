@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import fs
 
@@ -201,9 +203,10 @@ REFUSED = {
     "x1=3.*not inside": record(0, boxes=(Box("car", 3, 0, 3, 8),)),
     "x1=-1.*not inside": record(0, boxes=(Box("car", -1, 0, 3, 8),)),
     "nan.*not inside": record(0, boxes=(Box("car", float("nan"), 0, 3, 8),)),
-    "lacks the attribute 'wet'": record(0, attributes=None),
     "unknown attribute 'dry'; this store has: wet": record(0, attributes={"wet": 1, "dry": 0}),
+    "unknown attribute 'wte'; did you mean 'wet'": record(0, attributes={"wte": 1}),
     "attribute 'wet' is 2": record(0, attributes={"wet": 2}),
+    "attribute 'wet' is None": record(0, attributes={"wet": None}),
     "no image bytes": record(0, image=b""),
     "has no id": record(0, id=""),
     "0x8 pixels": record(0, width=0),
@@ -248,6 +251,66 @@ def test_questions_without_answer(tmp_path: Path) -> None:
     assert not plain.manifest.truth
     with pytest.raises(ValueError, match="knows no scenes"):
         plain.scene("scene 0", "day")
+
+
+KNOWN = st.lists(st.none() | st.dictionaries(st.sampled_from("abc"), st.integers(0, 1)), min_size=1, max_size=90)
+
+
+@settings(max_examples=25, deadline=None)
+@given(KNOWN, st.randoms(use_true_random=False))
+def test_attributes_are_read_in_columns_as_they_were_written(rows: list[dict[str, int] | None], shuffle: random.Random) -> None:
+    """Whatever records lack, in whatever row groups and shards they lie: 0, 1, NaN, in the order of the store's names."""
+    splits = ["train", *(shuffle.choice(("train", "val", "test")) for _ in rows)]
+    records = [record(i, split=splits[i], attributes=known) for i, known in enumerate(rows)]
+    filesystem, _ = fs.FileSystem.from_uri("mock:///")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "filesystem_of", lambda uri: (filesystem, "x"))
+        write_store("x", records, **{**NAMES, "domains": ("day",), "attributes": ("c", "a", "b")}, rows_per_shard=37)
+        store = Store.open("x")
+    expected = {f"day/{i}": [(known or {}).get(name, np.nan) for name in "cab"] for i, known in enumerate(rows)}
+
+    def check(ids: tuple[str, ...], table: NDArray[np.float32]) -> None:
+        assert table.shape == (len(ids), 3) and table.dtype == np.float32
+        np.testing.assert_array_equal(table, np.array([expected[id] for id in ids], np.float32).reshape(-1, 3))
+
+    ids, table = store.attributes()
+    assert ids == tuple(expected)
+    check(ids, table)
+    for split in ("train", "val", "test"):
+        ids, table = store.attributes(split=split)
+        assert ids == store.ids(split, "day")
+        check(ids, table)
+    some = tuple(shuffle.sample(sorted(expected), len(expected) // 2))
+    assert store.attributes(some)[0] == some
+    check(some, store.attributes(iter(some))[1])
+    table[:] = 7  # what is handed out is a copy
+    check(*store.attributes())
+
+
+def test_what_is_known_of_pictures_is_read_without_them(tmp_path: Path) -> None:
+    write_store(tmp_path, [*both(40), record(90, scene=None, mode=None, boxes=None, attributes=None)], **NAMES)
+    store = Store.open(tmp_path)
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()  # so nothing can be read from now on
+    assert store.column("scene", ["night/3", "day/90", "day/1"]) == ("scene 3", None, "scene 1")
+    assert store.column("mode", ["day/7", "day/6"]) == (3, 2) and store.column("split", []) == ()
+    assert store.column("boxes", ["day/90", "day/1"]) == (None, record(1).boxes)
+    assert store.column("attributes", ["day/1", "day/90"]) == ({"wet": 1}, None)
+    ids, table = store.attributes(domain="night", split="train")
+    assert ids == store.ids("train", "night") and table[:4, 0].tolist() == [0, 1, 0, 1]
+    assert store.attributes(split="val")[1].shape == (0, 1)
+    with pytest.raises(ValueError, match="no light column 'image'; .*scene"):
+        store.column("image", ["day/1"])
+    with pytest.raises(ValueError, match="no picture 'day/99'"):
+        store.column("scene", ["day/99"])
+    with pytest.raises(ValueError, match="no picture 'day/99'"):
+        store.attributes(["day/1", "day/99"])
+    with pytest.raises(ValueError, match="not both"):
+        store.attributes(["day/1"], split="train")
+    with pytest.raises(ValueError, match="no split 'tset'; did you mean 'test'"):
+        store.attributes(split="tset")
+    with pytest.raises(ValueError, match="no domain 'dusk'"):
+        store.attributes(domain="dusk")
 
 
 def digest_and_record(store: Store) -> tuple[str, Record]:

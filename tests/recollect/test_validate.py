@@ -16,7 +16,7 @@ from recollect.data.store import Store, write_store
 from recollect.data.transforms import joint_crop, to_unit
 from recollect.data.worlds import streets
 from recollect.evaluation.metrics import METRICS, find_metric
-from recollect.evaluation.validate import Cases, Validator, gather, judge, translate_all
+from recollect.evaluation.validate import ByPicture, Cases, Judgement, Validator, gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
 from recollect.training.engine import build
@@ -189,7 +189,7 @@ def test_batches_do_not_matter(store: Store) -> None:
     cases, pipeline = gather(store, DOMAINS, "test", 64), untrained(run_of(store), store)
     whole = translate_all(pipeline, replace(cases, images=torch.cat([cases.images, cases.images[:3]])))  # batches of 8 and 3
     assert torch.allclose(whole[:3], whole[8:], atol=1e-5)
-    assert judge(whole[:8], cases).kept.shape == (8,)
+    assert judge(whole[:8], cases).by_picture["content_kept"].values.shape == (8,)
 
 
 def test_the_grid_shows_what_it_says(store: Store, bare: Store) -> None:
@@ -211,3 +211,20 @@ def test_the_grid_shows_what_it_says(store: Store, bare: Store) -> None:
     assert Validator(store, plain).grid(Pipeline(single), rows=1).shape[2] == 3 * 128 + 2 * 3  # one translation a picture
     bare_grid = Validator(bare, run_of(bare)).grid(untrained(run_of(bare), bare), rows=2, styles=1)
     assert bare_grid.shape[2] == 4 * 128 + 3 * 3  # no truth
+
+
+def test_a_judgement_is_measured_by_its_pictures_or_by_those_of_its_parts() -> None:
+    nan = float("nan")
+    rows = {
+        "error/a": ByPicture(torch.tensor([1.0, 2.0, nan]), torch.tensor([1.0, 3.0, 0.0])),
+        "error/b": ByPicture(torch.tensor([4.0, nan, 8.0]), torch.tensor([1.0, 0.0, 1.0])),
+        "kept": ByPicture(torch.tensor([0.5, 1.0, 0.0]), torch.ones(3)),
+    }
+    judgement = Judgement({}, rows)
+    scores = {}
+    for name in ("error", "error/a", "kept"):
+        measured = judgement.measured(name)
+        assert measured is not None
+        scores[name] = float(measured.by_seed())
+    assert scores == pytest.approx({"error": (1.75 + 6) / 2, "error/a": 1.75, "kept": 0.5})
+    assert judgement.measured("distance") is None

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli as Named
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from recollect.batch import Batch, Domains, Guide
@@ -98,7 +97,8 @@ def test_the_terms_are_their_equations(attention: bool) -> None:
     def drawn(c: Tensor, style: Tensor, background: Tensor) -> Tensor:
         picture, mask = model.decoder(c, style)
         assert (mask is not None) == attention
-        return picture if mask is None else picture * mask + background * (1 - mask)
+        mixed: Tensor = picture if mask is None else picture * mask + background * (1 - mask)
+        return mixed
 
     fake = drawn(content, z, x)
     again = model.content_encoder(fake)
@@ -114,11 +114,11 @@ def test_the_terms_are_their_equations(attention: bool) -> None:
         "kl": kl_divergence(posterior, prior).mean(),
         "iso": ((z - other).abs().sum(1) - (read - read_other).abs().sum(1)).abs().mean(),
         "adv": sum((real(features) - 1).square().mean() for features, real, _ in verdicts),
-        "cls": sum(-Named(logits=named(features)).log_prob(y).sum(1).mean() for features, _, named in verdicts),
+        "cls": sum(surprise(named(features), y) for features, _, named in verdicts),
     }
     found = model.translation_terms(step)
-    assert {name: float(term) for name, term in found.items()} == pytest.approx(
-        {name: float(term) for name, term in expected.items()}, rel=1e-4
+    assert {name: float(term.detach()) for name, term in found.items()} == pytest.approx(
+        {name: float(term.detach()) for name, term in expected.items()}, rel=1e-4
     )
     torch.testing.assert_close(step.cache["fakes"], fake)
     assert not step.cache["fakes"].requires_grad
@@ -126,9 +126,14 @@ def test_the_terms_are_their_equations(attention: bool) -> None:
     judged = [(trunk(image), real, named) for image, trunk, real, named in scales(model.critic, x)]
     critic = sum((real(features) - 1).square().mean() for features, real, _ in judged)
     critic = critic + sum(real(features).square().mean() for features, real, _ in verdicts)
-    cls = sum(-Named(logits=named(features)).log_prob(own).sum(1).mean() for features, _, named in judged)
-    terms = {name: float(term) for name, term in model.critic_terms(step).items()}
-    assert terms == pytest.approx({"critic": float(critic), "critic_cls": float(cls)}, rel=1e-4)
+    cls = torch.stack([surprise(named(features), own) for features, _, named in judged]).sum()
+    terms = {name: term.item() for name, term in model.critic_terms(step).items()}
+    assert terms == pytest.approx({"critic": critic.item(), "critic_cls": cls.item()}, rel=1e-4)
+
+
+def surprise(logits: Tensor, labels: Tensor) -> Tensor:
+    density: Tensor = Bernoulli(logits=logits).log_prob(labels)  # type: ignore[no-untyped-call]
+    return -density.sum(1).mean()
 
 
 def l1(one: Tensor, other: Tensor) -> Tensor:
@@ -179,8 +184,10 @@ def test_what_a_term_trains(model: GMMUNIT, term: str, reaches: tuple[bool, ...]
 def test_an_empty_mask_gives_back_no_picture_that_was_not_drawn(model: GMMUNIT) -> None:
     """With M = 0 a translation is the picture itself, and reconstruction still has to be drawn."""
     assert model.decoder.mask is not None
-    torch.nn.init.zeros_(model.decoder.mask[1].weight)
-    torch.nn.init.constant_(model.decoder.mask[1].bias, -1e4)
+    convolution = model.decoder.mask[1]
+    assert isinstance(convolution, torch.nn.Conv2d) and convolution.bias is not None
+    torch.nn.init.zeros_(convolution.weight)
+    torch.nn.init.constant_(convolution.bias, -1e4)
     step = step_of(small(), "image_rec", "cyc_rec", "adv")
     terms = model.translation_terms(step)
     assert torch.equal(step.cache["fakes"], step.batches[0].images)
@@ -307,7 +314,7 @@ def test_the_guides_give_their_style(model: GMMUNIT) -> None:
     def drawn(style: Tensor) -> Tensor:
         return model.decode(model.content(images), style, images).images
 
-    def translated(**guide: Tensor) -> Tensor:
+    def translated(**guide: Any) -> Tensor:
         return model.translate(images, 0, 0, Guide(**guide)).images
 
     torch.testing.assert_close(translated(attributes=y), drawn(mean_of(y)))

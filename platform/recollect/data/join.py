@@ -20,8 +20,9 @@ def join_stores(
     """Write the pictures of all stores as one new store; the old ones stay as they are.
 
     Args:
-        uris: the stores, at least two. They must have the same classes (in any order; the first's is kept), attributes and
-            regions. A domain that several have is one domain with the pictures of all.
+        uris: the stores, at least two. They must have the same classes (in any order; the first's is kept) and regions. A domain
+            that several have is one domain with the pictures of all. The new store has the attributes of all; a picture does
+            not know those of other stores.
         out: where the new store goes; one that is there is replaced.
         progress: called with (done, total) after every picture.
 
@@ -56,7 +57,7 @@ def join_stores(
         counted(),
         domains=tuple(dict.fromkeys(name for store in stores for name in store.domains.names)),
         classes=first.domains.classes,
-        attributes=first.domains.attributes,
+        attributes=tuple(dict.fromkeys(name for store in stores for name in store.domains.attributes)),
         regions=first.domains.regions,
         source=" + ".join(store.manifest.source or label for store, label in zip(stores, labels, strict=True)),
     )
@@ -65,7 +66,6 @@ def join_stores(
 def _require_same(first: Store, other: Store) -> None:
     pairs = {
         "classes": (sorted(first.domains.classes), sorted(other.domains.classes)),
-        "attributes": (sorted(first.domains.attributes), sorted(other.domains.attributes)),
         "regions": (list(first.domains.regions), list(other.domains.regions)),  # masks hold indices: the order matters
     }
     for kind, (one, two) in pairs.items():

@@ -8,6 +8,7 @@ what one process sees, and to resume at step t is to ask for step t.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -161,8 +162,9 @@ def _check_cut(size: int, stride: int, short_side: int | None) -> None:
 
 
 def _attributes(store: Store, given: dict[str, int] | None) -> Tensor | None:
-    names = store.domains.attributes
-    return torch.tensor([float((given or {})[name]) for name in names]) if names else None
+    """The attributes (A,) of a record, NaN where it has none of that name; None in a store that names none."""
+    names, known = store.domains.attributes, given or {}
+    return torch.tensor([float(known.get(name, math.nan)) for name in names]) if names else None
 
 
 def _collate(

@@ -15,11 +15,15 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from recollect.batch import Domains
@@ -74,6 +78,7 @@ class StoreWriter:
     Args:
         uri: a local folder or `pyarrow.fs` URI; a store that is there is replaced, once this one is whole.
         domains, classes, attributes, regions: the ordered names behind all indices; `classes` starts with the background.
+            A record may lack attributes (unknown, or they do not apply to it); it cannot have others.
         source: what made this store, in words.
         rows_per_shard: records a file.
     """
@@ -208,10 +213,10 @@ def _check(record: Record, names: Domains) -> None:
             size = f"{record.width}x{record.height}"
             raise ValueError(f"{where}: {box} is not inside its picture of {size} pixels (0 <= x1 < x2 <= width, and so for y)")
     given = record.attributes or {}
-    for name in sorted(given.keys() ^ set(names.attributes)):
-        problem = "lacks the attribute" if name in names.attributes else "has the unknown attribute"
-        raise ValueError(f"{where} {problem} {name!r}{did_you_mean(name, names.attributes, '; this store has: ')}")
     for name, value in given.items():
+        if name not in names.attributes:
+            known = did_you_mean(name, names.attributes, "; this store has: ")
+            raise ValueError(f"{where} has the unknown attribute {name!r}{known}")
         if value not in (0, 1):
             raise ValueError(f"{where}: attribute {name!r} is {value}; it must be 0 or 1")
     if record.regions is not None and not names.regions:
@@ -355,6 +360,48 @@ class Store:
         found: list[list[dict[str, Any]] | None] = self._table["boxes"].take(rows).to_pylist()
         return found
 
+    def attributes(
+        self, ids: Iterable[str] | None = None, *, split: str | None = None, domain: str | None = None
+    ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The attributes of many pictures without reading any.
+
+        Args:
+            ids: of these, in this order; None: of all of a split and domain, in the order in which they were written.
+            split, domain: None: of all. They go without `ids`.
+
+        Returns the ids and their attributes (n, A): 0, 1, or NaN where unknown; A is in the order of `domains.attributes`.
+        Raises ValueError for ids, splits and domains that are not there.
+        """
+        if ids is not None:
+            if split is not None or domain is not None:
+                raise ValueError("attributes of given ids, or of a split and domain; not both")
+            asked = tuple(ids)
+            return asked, self._attributes[[self._row(id) for id in asked]]
+        splits, domains = SPLITS if split is None else (split,), self.domains.names if domain is None else (domain,)
+        rows = sorted(self._rows[id] for one in splits for name in domains for id in self.ids(one, name))
+        return tuple(self._table["id"].take(pa.array(rows, pa.int64())).to_pylist()), self._attributes[rows]
+
+    def column(self, name: str, ids: Iterable[str]) -> tuple[Any, ...]:
+        """What is known of these pictures besides the pictures, by the name of a `Record`'s field, such as "scene" or "mode".
+
+        Raises ValueError for ids that are not there, for unknown fields, and for those that are read picture by picture.
+        """
+        if name not in self._table.column_names:
+            raise ValueError(f"there is no light column {name!r}{did_you_mean(name, self._table.column_names)}")
+        rows = pa.array([self._row(id) for id in ids], pa.int64())
+        return tuple(self._value(name, value) for value in self._table[name].take(rows).to_pylist())
+
+    @cached_property
+    def _attributes(self) -> NDArray[np.float32]:
+        """By row and attribute: 0, 1, or NaN where a record lacks it."""
+        names = self.domains.attributes
+        column = self._table["attributes"].combine_chunks()
+        keys = pc.index_in(column.keys, pa.array(names, pa.string())).to_numpy()
+        rows = np.repeat(np.arange(len(self)), np.diff(column.offsets.to_numpy()))
+        table = np.full((len(self), len(names)), np.nan, np.float32)
+        table[rows, keys] = column.items.to_numpy()
+        return table
+
     def record(self, id: str) -> Record:
         """The record with that id. Raises ValueError when there is none."""
         row = self._row(id)
@@ -382,12 +429,18 @@ class Store:
         return self._rows[id]
 
     def _record(self, row: int, image: bytes, regions: bytes | None) -> Record:
-        values: dict[str, Any] = {name: self._table[name][row].as_py() for name in self._table.column_names}
-        if values["boxes"] is not None:
-            values["boxes"] = tuple(Box(**box) for box in values["boxes"])
-        if values["attributes"] is not None:
-            values["attributes"] = dict(values["attributes"])
+        table = self._table
+        values: dict[str, Any] = {name: self._value(name, table[name][row].as_py()) for name in table.column_names}
         return Record(image=image, regions=regions, **values)
+
+    @staticmethod
+    def _value(name: str, value: Any) -> Any:
+        """A cell of the table as a `Record` has it."""
+        if value is None:
+            return None
+        if name == "boxes":
+            return tuple(Box(**box) for box in value)
+        return dict(value) if name == "attributes" else value
 
 
 def _grouped(first: list[str | None], second: list[str], ids: list[str]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -185,18 +185,27 @@ def gather(
 def _answered(
     store: Store, ids: Sequence[str], scenes: Sequence[Sequence[str]], shown: Sequence[Tensor], flips: Sequence[Flip]
 ) -> list[Flip]:
-    """The flips with their answers: of the scene's pictures with the wanted attributes those that agree most otherwise."""
-    everything = store.domains.attributes
-    tables = [attributes_of(store, (id, *scene), everything) for id, scene in zip(ids, scenes, strict=True)]
+    """The flips that some true picture answers, with these answers."""
+    tables = [attributes_of(store, (id, *scene), store.domains.attributes) for id, scene in zip(ids, scenes, strict=True)]
     found = []
     for flip in flips:
-        table = tables[flip.picture]
         right = (shown[flip.picture] == torch.tensor(flip.wanted)).all(1)
-        others = (table[1:] != table[0]) & ~table[1:].isnan() & ~table[0].isnan()
-        differing = others.sum(1).masked_fill(~right, len(everything) + 1)
         if right.any():
-            found.append(flip._replace(answers=tuple((differing == differing.min()).nonzero()[:, 0].tolist())))
+            table = tables[flip.picture]
+            found.append(flip._replace(answers=answers(table[0], table[1:], right)))
     return found
+
+
+def answers(own: Tensor, scene: Tensor, right: Tensor) -> tuple[int, ...]:
+    """Those of a scene's pictures that are `right` (K,) and agree most with the picture in whatever else is known of both.
+
+    Args:
+        own: (A,) all that is known of the picture.
+        scene: (K, A) the same of the scene's pictures.
+    """
+    differing = ((scene != own) & ~scene.isnan() & ~own.isnan()).sum(1)
+    fewest = differing[right].min()
+    return tuple((right & (differing == fewest)).nonzero()[:, 0].tolist())
 
 
 def _with_real_pictures(

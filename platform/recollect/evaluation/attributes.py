@@ -27,6 +27,7 @@ from recollect.config import Run, did_you_mean
 from recollect.data.store import Store
 from recollect.data.transforms import to_uint8, to_unit
 from recollect.evaluation.attribute_cases import AttributeCases, Flip, Pictures, gather, has_counterparts, own_pictures
+from recollect.evaluation.baselines import Row
 from recollect.evaluation.features import feature_distance, pyramid
 from recollect.evaluation.grids import picture_grid
 from recollect.evaluation.metrics import content_kept, find_metric
@@ -167,7 +168,7 @@ class AttributeJudge:
     def __init__(self, store: Store, run: Run, split: str = "val", pictures: int | None = None) -> None:
         self.store, self.run, self.split = store, run, split
         self.pictures = run.evaluation.pictures if pictures is None else pictures
-        ids = spread(own_pictures(store, split, run.data.domains), self.pictures)
+        self.ids = ids = tuple(spread(own_pictures(store, split, run.data.domains), self.pictures))
         self.truth = has_counterparts(store, ids, run.data.domains)
         self.metric = self._resolve(run.evaluation.metric)
         chosen = find_metric(self.metric)
@@ -208,6 +209,10 @@ class AttributeJudge:
         """The translations of all flips, judged; with what belongs to single pictures."""
         cases = self.cases(pipeline)
         return judge_flips(translate_flips(pipeline, cases), cases)
+
+    def baselines(self, pipeline: Pipeline) -> list[Row]:
+        """What stands beside the method: doing nothing."""
+        return [Row("the input itself", "baseline", "nothing is translated", self._prepare(pipeline)[1])]
 
     def __call__(self, pipeline: Pipeline) -> dict[str, float]:
         """All metrics by name, those of the input as `...@input`, and `objective`, the number to steer by."""
@@ -277,6 +282,6 @@ def _answer(cases: AttributeCases, flip: Flip) -> Tensor:
 
 def _caption(cases: AttributeCases, index: int) -> str:
     """An attribute that excludes others is set; one by itself is flipped."""
-    flips = [flip for flip in cases.flips if flip.attribute == index]
-    ways = {flip.wanted[index] for flip in flips}
-    return f"{cases.names[index]} {'changed' if len(ways) > 1 else 'set' if 1.0 in ways else 'cleared'}; beneath: true"
+    ways = {flip.wanted[index] for flip in cases.flips if flip.attribute == index}
+    how = "changed" if len(ways) > 1 else "cleared" if 0.0 in ways else "set"
+    return f"{cases.names[index]} {how}" + ("; beneath: true" if cases.renders is not None else "")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recollect.bundle import Bundle, filesystem_of, open_bundle
-from recollect.config import find_method
+from recollect.config import find_method, resolve
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
@@ -25,13 +25,16 @@ from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.statistics import bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
 from recollect.pipeline import Pipeline
-from recollect.trainable import Translator
+from recollect.retrieval.guided import open_pipeline
+from recollect.trainable import Trainable, Translator
 
 RESAMPLES = 1000
 KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
 COLUMNS = ["name", "kind", "method", "about", "source", "target", "split", "metric", "value", "low", "high", "pictures", "bundle",
            "data", "features"]  # fmt: skip
 KINDS = ("method", "baseline", "ceiling")
+WIDE = 12  # parts side by side; more stand one below the other
+DETECTOR = "recollect.evaluation.detection:DetectionJudge"
 FITTING = 64  # pairs that baselines are fitted on: their handful of numbers do not improve with more
 
 
@@ -59,12 +62,15 @@ def evaluate(
     """
     tell = progress or (lambda text: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if not issubclass(find_method(opened.run.model.name), Translator):
+    judge_name = find_method(opened.run.model.name).judged_by
+    if judge_name == DETECTOR:
         from recollect.evaluation.detection import evaluate_detector  # which makes its rows with this module
 
         return evaluate_detector(opened, store_uri, split, domains, pictures, device)
     if domains is not None:
-        raise ValueError(f"{opened.path} translates {' to '.join(opened.run.direction())}; only a detector is judged by domain")
+        raise ValueError(f"{opened.path} holds {opened.run.model.name!r}; only a detector is judged by domain")
+    if judge_name != Trainable.judged_by:
+        return _by_its_judge(opened, Store.open(store_uri), split, pictures, tell, device)
     pipeline, store, run = Pipeline.open(opened, device), Store.open(store_uri), opened.run
     cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
     tell(f"translating {len(cases)} pictures from {cases.source} to {cases.target}")
@@ -72,11 +78,31 @@ def evaluate(
     judgement.values.update(examine_memory(pipeline, cases) | memory_use(pipeline, cases))
     common = {"source": cases.source, "target": cases.target, "split": split, "pictures": len(cases), "data": store.digest}
     method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
-    found = _rows({**method, "bundle": opened.digest, **common}, judgement, cases)
+    found = _rows({**method, "bundle": opened.digest, **common}, judgement)
     tell("fitting and judging baselines")
     for row in baselines.rows(cases, fitting):
         facts = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
-        found += _rows(facts, row.judgement, cases)
+        found += _rows(facts, row.judgement)
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _by_its_judge(
+    opened: Bundle, store: Store, split: str, pictures: int | None, tell: Callable[[str], None], device: str
+) -> pd.DataFrame:
+    """A method that is judged otherwise than by a direction between two domains, by the judge that it names."""
+    _check_split(split)
+    run = opened.run
+    judge = resolve(find_method(run.model.name).judged_by)(store, run, split, pictures or len(store))
+    translates = issubclass(find_method(run.model.name), Translator)
+    subject: Any = open_pipeline(opened, device) if translates else opened.build().to(device)
+    tell(f"judging {judge.about.rpartition(': ')[2] or run.model.name}")
+    where = "+".join(run.data.domains)
+    common = {"source": where, "target": where, "split": split, "pictures": len(judge.ids), "data": store.digest}
+    facts = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
+    found = _rows({**facts, "bundle": opened.digest, **common}, judge.judgement(subject))
+    for row in judge.baselines(subject):
+        own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
+        found += _rows(own, row.judgement)
     return pd.DataFrame(found, columns=COLUMNS)
 
 
@@ -89,8 +115,7 @@ def _cases(
     store: Store, direction: tuple[str, str], split: str, size: int, short_side: int | None, pictures: int | None
 ) -> tuple[Cases, Cases | None]:
     """What is judged, and what baselines are fitted on (None where the store has no truth or no other pairs)."""
-    if split not in SPLITS or split == "train":
-        raise ValueError(f"there is nothing to judge on the split {split!r}; it is val or test")
+    _check_split(split)
     halved: Literal[0] | None = 0 if split == "val" and store.manifest.truth else None
     cases = gather(store, direction, split, size, pictures, short_side, halved)
     if cases.truth is None or not all(store.ids("val", domain) for domain in direction):
@@ -99,13 +124,18 @@ def _cases(
     return cases, fitting if len(fitting) else None
 
 
-def _rows(facts: dict[str, Any], judgement: Judgement, cases: Cases) -> list[dict[str, Any]]:
+def _check_split(split: str) -> None:
+    if split not in SPLITS or split == "train":
+        raise ValueError(f"there is nothing to judge on the split {split!r}; it is val or test")
+
+
+def _rows(facts: dict[str, Any], judgement: Judgement) -> list[dict[str, Any]]:
     intervals = bootstrap(judgement)
     nothing = (float("nan"), float("nan"))
     found = []
     for metric, value in judgement.values.items():
         low, high = intervals.get(metric, nothing)
-        features = "pyramid" if metric == DISTANCE else ""
+        features = "pyramid" if metric.split("/")[0] == DISTANCE else ""
         found.append({**facts, "metric": metric, "value": value, "low": low, "high": high, "features": features})
     return found
 
@@ -176,16 +206,40 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     wide = table(frame)
     bounds = {side: _bounds(frame, side, wide) for side in ("low", "high")}
     first = frame.iloc[0]
-    title = f"{first['source']} to {first['target']}, {first['pictures']} {first['split']} pictures"
-    parts = [column for column in wide.columns if column.startswith("scene_error/")]
+    where = first["source"] if first["source"] == first["target"] else f"{first['source']} to {first['target']}"
+    title = f"{where}, {first['pictures']} {first['split']} pictures"
+    families = _families(list(wide.columns))
+    parts = [column for columns in families.values() for column in columns]
     memory = [column for column in wide.columns if column not in parts and _needs_memory(column)]
     deciding = [column for column in wide.columns if column not in parts and column not in memory]
     console.print(_rich(wide[deciding], title, bounds))
-    if parts:
-        console.print(_rich(wide[parts], "scene_error by region", None))
+    for family, columns in families.items():
+        heading = f"{family} {find_metric(family).arrow} by {find_metric(family).parts}"
+        console.print(_rich(wide[columns], heading, None) if len(columns) <= WIDE else _upright(wide[columns], heading))
     for name, row in wide[memory].dropna(how="all").droplevel("kind").iterrows():
         facts = "  ".join(f"{key} {short(value)}" for key, value in row.dropna().items())
         console.print(f"[bold]memory of {name}[/bold]  {facts}", highlight=False)
+
+
+def _families(columns: Sequence[str]) -> dict[str, list[str]]:
+    """The parts of a metric, which have a table of their own: those of a family that says by what it is parted."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        family, slash, _ = column.rpartition("/")
+        if slash and column not in METRICS and not _needs_memory(column) and find_metric(column).parts:
+            found.setdefault(family, []).append(column)
+    return found
+
+
+def _upright(wide: pd.DataFrame, title: str) -> Table:
+    """A table of many parts: one a row, and a column for each name."""
+    shown = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    shown.add_column("")
+    for _, name in wide.index:
+        shown.add_column(name, justify="right")
+    for column in wide.columns:
+        shown.add_row(column.rpartition("/")[2], *(_cell(value) for value in wide[column]))
+    return shown
 
 
 def _needs_memory(metric: str) -> bool:
@@ -204,7 +258,7 @@ def _rich(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | None
     shown = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     shown.add_column("")
     for metric in wide.columns:
-        shown.add_column(f"{metric.removeprefix('scene_error/')} {find_metric(metric).arrow}", justify="right")
+        shown.add_column(f"{_short(metric)} {find_metric(metric).arrow}", justify="right")
     kind = None
     for place, values in wide.iterrows():
         assert isinstance(place, tuple)
@@ -214,6 +268,11 @@ def _rich(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | None
         cells = [_cell(values[m], *((bounds[s].at[place, m] for s in ("low", "high")) if bounds else ())) for m in wide.columns]
         shown.add_row(place[1], *cells, style="bold" if kind == "method" else "")
     return shown
+
+
+def _short(metric: str) -> str:
+    """A part by its own name where it stands among others of its family."""
+    return metric if metric in METRICS or _needs_memory(metric) else metric.rpartition("/")[2]
 
 
 def _cell(value: float, low: float = float("nan"), high: float = float("nan")) -> str:

@@ -7,7 +7,7 @@ Pictures are floats in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Literal, NamedTuple
 
@@ -74,23 +74,23 @@ _LISTED = (
     Metric("detection_map", True, "AP", "boxes", "COCO average precision over IoU .50 to .95, mean over classes"),
     Metric("detection_map50", True, "AP", "boxes", "average precision at IoU .50, mean over classes"),
 )
-_OF_ATTRIBUTES = (  # of translators into attributes, by the target attribute
+_OF_ATTRIBUTES = (  # of translators into attributes, by the attribute that was to change
     Metric(
         "counterpart_error",
         False,
         "of [0, 1]",
         "truth",
-        "mean difference to the exact counterpart in the target domain",
+        "mean difference to the exact counterpart with the attributes wanted",
         parts="attribute",
     ),
-    Metric("identity_error", False, "of [0, 1]", "truth", "the same where the target is to change nothing", parts="attribute"),
-    Metric("change_error", False, "of [0, 1]", "truth", "the same where the target is to change something", parts="attribute"),
+    Metric("identity_error", False, "of [0, 1]", "truth", "the same where input and counterpart agree", parts="attribute"),
+    Metric("change_error", False, "of [0, 1]", "truth", "the same where input and counterpart differ", parts="attribute"),
     Metric(
         "attribute_accuracy",
         True,
         "share",
         "attributes",
-        "translations that show the attributes asked for, by the truth",
+        "translations whose nearest true picture has the attribute as wanted",
         parts="attribute",
     ),
     Metric(
@@ -98,15 +98,24 @@ _OF_ATTRIBUTES = (  # of translators into attributes, by the target attribute
         True,
         "share",
         "attributes",
-        "of the other attributes, those that are as they were, by the truth",
+        "of the other attributes, those that this nearest picture has as they were",
         parts="attribute",
     ),
+)
+_OF_INPUTS = tuple(
+    replace(metric, name=f"{metric.name}@input", about=f"{metric.about}, of the input: doing nothing")
+    for metric in (*_LISTED, *_OF_ATTRIBUTES)
+    if metric.name in ("content_kept", "feature_distance@pyramid") or metric in _OF_ATTRIBUTES
+)
+_OF_CLASSIFIERS = (
+    Metric("accuracy", True, "share", "classifier", "of a classifier's answers, those that are right", parts="attribute"),
+    Metric("majority", True, "share", "classifier", "what always the more frequent answer would score", parts="attribute"),
     Metric(
         "accuracy@classifier",
         True,
         "share",
         "classifier",
-        "translations that show the attributes asked for, by a classifier",
+        "of the attributes asked for, those that a classifier sees",
         parts="attribute",
     ),
     Metric(
@@ -114,20 +123,21 @@ _OF_ATTRIBUTES = (  # of translators into attributes, by the target attribute
         False,
         "squared distance",
         "classifier",
-        "Fréchet distance to pictures of the target, in a classifier's features",
+        "Fréchet distance to real pictures, in a classifier's features",
         parts="attribute",
     ),
 )
 _OF_RETRIEVERS = (
-    Metric("p_at_10", True, "share", "embeddings", "of the ten nearest, those that share the attribute", parts="attribute"),
+    Metric("p_at_10", True, "share", "embeddings", "of the ten nearest, those that agree with what was asked", parts="attribute"),
     Metric("p_at_10/attributes", True, "share", "embeddings", "mean of P@10 over the style attributes"),
     Metric("p_at_10/content", True, "share", "embeddings", "mean of P@10 over the content attributes"),
-    Metric("p_at_10/average", True, "share", "embeddings", "mean of P@10 over all attributes"),
-    Metric("chance", True, "share", "embeddings", "what ten drawn at random would share", parts="attribute"),
-    Metric("lift", True, "ratio", "embeddings", "P@10 over chance", parts="attribute"),
-    Metric("lift/attributes", True, "ratio", "embeddings", "mean of P@10 over chance, style attributes"),
-    Metric("lift/content", True, "ratio", "embeddings", "mean of P@10 over chance, content attributes"),
-    Metric("lift/average", True, "ratio", "embeddings", "mean of P@10 over chance, all attributes"),
+    Metric("p_at_10/average", True, "share", "embeddings", "mean of P@10 of attributes and of content"),
+    Metric("chance", True, "share", "embeddings", "what ten drawn at random score in expectation", parts="attribute"),
+    Metric("lift", True, "of [0, 1]", "embeddings", "how much of the way from chance to 1 P@10 makes", parts="attribute"),
+    Metric("lift/attributes", True, "of [0, 1]", "embeddings", "lift over chance of the mean P@10 of style attributes"),
+    Metric("lift/content", True, "of [0, 1]", "embeddings", "lift over chance of the mean P@10 of content attributes"),
+    Metric("lift/average", True, "of [0, 1]", "embeddings", "lift over chance of P@10, attributes and content averaged"),
+    Metric("counterpart_at_10", True, "share", "embeddings", "queries that find the very same face as wanted among the ten"),
 )
 METRICS: dict[str, Metric] = {}
 
@@ -145,7 +155,7 @@ def register(*metrics: Metric) -> None:
             )
 
 
-register(*_LISTED, *_OF_ATTRIBUTES, *_OF_RETRIEVERS)
+register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_RETRIEVERS)
 
 
 def find_metric(name: str) -> Metric:

@@ -14,165 +14,40 @@ Legend: Q queries, G pictures of the gallery, k neighbours, A attributes, S of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recollect.config import Run, did_you_mean
 from recollect.data.store import Store
 from recollect.data.transforms import to_unit
-from recollect.evaluation.attribute_cases import attributes_of, cut, own_pictures, random_targets, scenes_of
+from recollect.evaluation.attribute_cases import answers, attributes_of, cut, own_pictures, random_targets, scenes_of
+from recollect.evaluation.baselines import Row
 from recollect.evaluation.grids import picture_grid
 from recollect.evaluation.metrics import find_metric
+from recollect.evaluation.retrieved import K, Retrieved, agreement, chance, nearest
 from recollect.evaluation.validate import ByPicture, Judgement, spread
 
-K = 10  # neighbours that are judged; names say so
 GALLERY = 2000  # pictures at most, as in the paper; of a larger split a fixed choice at even distances
 BATCH = 32  # pictures embedded at once
-ROWS = 512  # queries compared with the gallery at once
 SHOWN = 5  # neighbours in a grid
 MEASURED = ("lift/average", "lift/attributes", "lift/content", "p_at_10/average", "p_at_10/attributes", "p_at_10/content")
 
 
-class Retriever(Protocol):
-    """What is judged here: a module that embeds pictures, and queries in the same space."""
+class Asking(Protocol):
+    """What asks for attributes."""
 
     def style_attributes(self) -> tuple[str, ...]: ...
+
+
+class Retriever(Asking, Protocol):
+    """What is judged here: a module that embeds pictures, and queries in the same space."""
+
     def query(self, images: Tensor, attributes: Tensor) -> Tensor: ...
     def embed(self, images: Tensor) -> Tensor: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
-
-
-def nearest(queries: Tensor, gallery: Tensor, k: int, own: Tensor) -> Tensor:
-    """The indices (Q, k) of the gallery's vectors (G, E) nearest to queries (Q, E), nearest first, by Euclidean distance.
-
-    Args:
-        own: (Q,) the index of each query's own picture, which it must not find.
-
-    Raises ValueError where the gallery has not k others.
-
-    >>> nearest(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0], [4.0]]), 2, torch.tensor([0, 2]))
-    tensor([[1, 2],
-            [1, 0]])
-    """
-    if len(gallery) <= k:
-        raise ValueError(f"{len(gallery)} pictures are too few to find {k} others of; take a larger split")
-    centre = gallery.double().mean(0)
-    one, other = queries.double() - centre, gallery.double() - centre  # the expanded square would cancel far from zero
-    found = []
-    for start in range(0, len(one), ROWS):
-        rows = slice(start, start + ROWS)
-        squared = one[rows].square().sum(1, keepdim=True) + other.square().sum(1) - 2 * one[rows] @ other.mT
-        squared[torch.arange(len(squared)), own[rows]] = torch.inf
-        found.append(squared.topk(k, dim=1, largest=False).indices)
-    return torch.cat(found)
-
-
-def agreement(wanted: Tensor, found: Tensor) -> Tensor:
-    """The share (Q, A) of neighbours (Q, k, A) that agree with what is wanted (Q, A), in every attribute.
-
-    NaN on either side is unknown and left out; where nothing is left the share is NaN.
-
-    >>> nan = torch.nan
-    >>> agreement(torch.tensor([[1.0, 0.0, nan]]), torch.tensor([[[1.0, nan, 1.0], [0.0, 0.0, 1.0]]]))
-    tensor([[0.5000, 1.0000,    nan]], dtype=torch.float64)
-    """
-    known = ~(wanted.isnan()[:, None] | found.isnan())
-    same = (wanted[:, None] == found) & known
-    return same.sum(1).double() / known.sum(1).double()  # 0 / 0 is nan
-
-
-def chance(wanted: Tensor, gallery: Tensor, own: Tensor) -> Tensor:
-    """What `agreement` is in expectation (Q, A) when neighbours are drawn at random from the gallery (G, A).
-
-    Exactly: every picture but the query's own, whose index is in `own` (Q,), is as likely as any other.
-
-    >>> chance(torch.tensor([[1.0]]), torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([0]))
-    tensor([[0.5000]], dtype=torch.float64)
-    """
-    ones, zeros = (gallery == 1).sum(0).double(), (gallery == 0).sum(0).double()  # (A,)
-    mine = gallery[own]
-    ones, zeros = ones - (mine == 1).double(), zeros - (mine == 0).double()  # (Q, A)
-    agreeing = torch.where(wanted == 1, ones, zeros)
-    return (agreeing / (ones + zeros)).masked_fill(wanted.isnan(), torch.nan)
-
-
-def lift(precision: float, by_chance: float) -> float:
-    """How much of the way from chance to 1 is made: 0 by chance, 1 at best; 0 where there is no way to make.
-
-    >>> lift(0.9, 0.8)
-    0.5
-    """
-    return round((precision - by_chance) / (1 - by_chance), 12) if by_chance < 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """What the queries found, by attribute, beside what chance finds."""
-
-    names: tuple[str, ...]  # A
-    style: tuple[str, ...]  # those of them that were asked for
-    precision: Tensor  # (Q, A), NaN where nothing is known
-    chance: Tensor  # (Q, A)
-
-    def judgement(self) -> Judgement:
-        """P@10, chance and lift by attribute; of style `attributes`, of `content`, and of the `average` of the two.
-
-        An attribute's score is the mean over queries, a group's the plain mean over its attributes.
-        """
-        values: dict[str, float] = {}
-        by_picture: dict[str, ByPicture] = {}
-        shares = self._shares()
-        for name in ("average", *shares, *self.names):
-            weights = self._weights(name, shares)
-            if weights is None:
-                continue
-            precision, by_chance = _score(self.precision, weights), _score(self.chance, weights)
-            values[f"p_at_{K}/{name}"], values[f"chance/{name}"] = float(precision), float(by_chance)
-            values[f"lift/{name}"] = lift(float(precision), float(by_chance))
-            rows = _by_query(self.precision, weights)
-            ones = torch.ones_like(rows)
-            by_picture[f"p_at_{K}/{name}"] = ByPicture(rows, ones)
-            if by_chance < 1:
-                by_picture[f"lift/{name}"] = ByPicture((rows - by_chance) / (1 - by_chance), ones)
-        return Judgement(values, by_picture)
-
-    def _known(self) -> Tensor:
-        return (~self.precision.isnan()).any(0) & (~self.chance.isnan()).any(0)
-
-    def _shares(self) -> dict[str, Tensor]:
-        """For each group of attributes what each counts in its mean (A,)."""
-        asked = torch.tensor([name in self.style for name in self.names])
-        groups = {"attributes": asked & self._known(), "content": ~asked & self._known()}
-        return {name: group.double() / group.sum() for name, group in groups.items() if group.any()}
-
-    def _weights(self, name: str, shares: dict[str, Tensor]) -> Tensor | None:
-        """What each attribute counts (A,) in the score of that name; None where nothing is known."""
-        if name == "average":
-            return torch.stack(list(shares.values())).mean(0)
-        if name in shares:
-            return shares[name]
-        index = self.names.index(name)
-        return F.one_hot(torch.tensor(index), len(self.names)).double() if bool(self._known()[index]) else None
-
-
-def _score(table: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean over attributes of the mean over queries of what is known in a table (Q, A)."""
-    return (table.nanmean(0).nan_to_num() * weights).sum()
-
-
-def _by_query(table: Tensor, weights: Tensor) -> Tensor:
-    """The score shared out among the queries (Q,): its mean is the score, and resampling it resamples the score.
-
-    A query of which some attribute is unknown has the mean of the others there (the score's linearisation in the queries).
-    """
-    means = table.nanmean(0).nan_to_num()
-    known = ~table.isnan()
-    off = torch.where(known, table - means, 0.0) * len(table) / known.sum(0).clamp_min(1)
-    return ((off + means) * weights).sum(1)
 
 
 class RetrievalJudge:
@@ -230,7 +105,7 @@ class RetrievalJudge:
             found[id] = scene
         return found
 
-    def targets(self, model: Retriever) -> Tensor:
+    def targets(self, model: Asking) -> Tensor:
         """For each query the place in the gallery of the picture whose style attributes are asked for (Q,)."""
         style = model.style_attributes()
         wanted = attributes_of(self.store, self.ids, style)
@@ -238,20 +113,24 @@ class RetrievalJudge:
 
     def retrieved(self, model: Retriever) -> Retrieved:
         """What the queries find in the gallery."""
-        found, wanted = self._find(model)
-        own = torch.tensor(self.queries)
-        return Retrieved(
-            self.names, model.style_attributes(), agreement(wanted, self.table[found]), chance(wanted, self.table, own)
-        )
+        return replace(self.expected(model), precision=agreement(self.wanted(model), self.table[self._find(model)]))
 
-    def _find(self, model: Retriever) -> tuple[Tensor, Tensor]:
-        """The neighbours' places in the gallery (Q, K), and the attributes that should be there (Q, A)."""
-        style, targets = model.style_attributes(), self.targets(model)
-        asked = self._columns(style)
+    def expected(self, model: Asking) -> Retrieved:
+        """What they would find at random, in expectation."""
+        by_chance = chance(self.wanted(model), self.table, torch.tensor(self.queries))
+        return Retrieved(self.names, model.style_attributes(), by_chance, by_chance)
+
+    def wanted(self, model: Asking) -> Tensor:
+        """The attributes (Q, A) that what is found should have: the target's style, the query's own content."""
+        asked, targets = self._columns(model.style_attributes()), self.targets(model)
         wanted = self.table[self.queries]
         wanted[:, asked] = self.table[targets][:, asked]
-        vectors = self._embed(model, self.ids)
-        return nearest(self._query(model, wanted[:, asked]), vectors, K, torch.tensor(self.queries)), wanted
+        return wanted
+
+    def _find(self, model: Retriever) -> Tensor:
+        """The neighbours' places in the gallery (Q, K)."""
+        asked = self.wanted(model)[:, self._columns(model.style_attributes())]
+        return nearest(self._query(model, asked), self._embed(model, self.ids), K, torch.tensor(self.queries))
 
     def _columns(self, style: Sequence[str]) -> list[int]:
         for name in style:
@@ -260,29 +139,40 @@ class RetrievalJudge:
         return [self.names.index(name) for name in style]
 
     def counterparts(self, model: Retriever) -> dict[str, float]:
-        """`counterpart_at_10`, and what chance finds, over the queries whose counterpart is another picture of the gallery."""
-        if not self.scenes:
-            return {}
-        style, gallery = model.style_attributes(), [id for scene in self.scenes.values() for id in scene]
-        wanted = attributes_of(self.store, self.ids, style)[self.targets(model)]
+        """`counterpart_at_10`, and what chance finds, over the queries whose counterpart is another picture; or nothing."""
+        return self._counterparts_found(model).values
+
+    def _counterparts_found(self, model: Retriever) -> Judgement:
+        asked = self._counterparts(model)  # by query: its own picture, and its counterpart
+        if not asked:
+            return Judgement({}, {})
+        gallery = [id for scene in self.scenes.values() for id in scene]
         place = {id: index for index, id in enumerate(gallery)}
-        rows, own, answers = [], [], []
+        own, wanted = (torch.tensor([place[pair[side]] for pair in asked.values()]) for side in (0, 1))
+        style = model.style_attributes()
+        vectors = self._query(model, self.wanted(model)[:, self._columns(style)])[list(asked)]
+        hits = (nearest(vectors, self._embed(model, gallery), K, own) == wanted[:, None]).any(1).double()
+        every = torch.zeros(2, len(self.queries), dtype=torch.double)  # values and weights
+        every[:, list(asked)] = torch.stack([hits, torch.ones_like(hits)])
+        values = {f"counterpart_at_{K}": float(hits.mean()), f"chance/counterpart_at_{K}": K / (len(gallery) - 1)}
+        return Judgement(values, {f"counterpart_at_{K}": ByPicture(*every)})
+
+    def _counterparts(self, model: Asking) -> dict[int, tuple[str, str]]:
+        """By query the id of its own picture, and of the same face with what is wanted, where that is another picture."""
+        style = model.style_attributes()
+        wanted = attributes_of(self.store, self.ids, style)[self.targets(model)]
+        found = {}
         for row, query in enumerate(self.queries):
-            scene = self.scenes.get(self.ids[query], ())
-            right = (attributes_of(self.store, scene, style) == wanted[row]).all(1) if scene else torch.zeros(0)
-            answer = next((id for id, fits in zip(scene, right.tolist(), strict=True) if fits), self.ids[query])
-            if answer != self.ids[query]:
-                rows.append(row)
-                own.append(place[self.ids[query]])
-                answers.append(place[answer])
-        if not rows:
-            return {}
-        vectors = self._query(model, wanted)[rows]
-        found = nearest(vectors, self._embed(model, gallery), K, torch.tensor(own))
-        hits = (found == torch.tensor(answers)[:, None]).any(1)
-        by_chance = K / (len(gallery) - 1)
-        value = float(hits.double().mean())
-        return {f"counterpart_at_{K}": value, f"chance/counterpart_at_{K}": by_chance}
+            own = self.ids[query]
+            scene = self.scenes.get(own, ())
+            if not scene:
+                continue
+            right = (attributes_of(self.store, scene, style) == wanted[row]).all(1)
+            table = attributes_of(self.store, (own, *scene), self.names)
+            answer = scene[answers(table[0], table[1:], right)[0]] if right.any() else own
+            if answer != own:
+                found[row] = own, answer
+        return found
 
     def _embed(self, model: Retriever, ids: Sequence[str]) -> Tensor:
         return torch.cat([model_call(model, images, model.embed) for images, _ in self._pictures(ids)])
@@ -301,16 +191,26 @@ class RetrievalJudge:
             rows = slice(start, start + BATCH)
             yield to_unit(cut(self.store, ids[rows], self.run)), rows
 
+    def judgement(self, model: Retriever) -> Judgement:
+        """All metrics; by query where they are made of queries."""
+        one, other = self.retrieved(model).judgement(), self._counterparts_found(model)
+        return Judgement({**one.values, **other.values}, {**one.by_picture, **other.by_picture})
+
+    def baselines(self, model: Asking) -> list[Row]:
+        """What stands beside the method: random retrieval."""
+        about = f"{K} drawn at random: the exact expectation"
+        return [Row("random retrieval", "baseline", about, self.expected(model).judgement())]
+
     def __call__(self, model: Retriever) -> dict[str, float]:
         """All metrics by name, and `objective`, the one to steer by."""
-        values = {**self.retrieved(model).judgement().values, **self.counterparts(model)}
+        values = self.judgement(model).values
         return {**values, "objective": values[self.metric]}
 
     def grid(self, model: Retriever, rows: int = 4) -> Tensor:
         """A picture (3, height, width) uint8: query | what is wanted, in words | its first neighbours, nearest first."""
         chosen = [int(row) for row in spread([str(row) for row in range(len(self.queries))], rows)]
-        style, (found, wanted) = model.style_attributes(), self._find(model)
-        asked = wanted[chosen][:, self._columns(style)].tolist()
+        style, found = model.style_attributes(), self._find(model)
+        asked = self.wanted(model)[chosen][:, self._columns(style)].tolist()
         columns: dict[str, Tensor | list[str]] = {
             "query": self._cut([self.queries[row] for row in chosen]),
             "wanted": [named(style, row) for row in asked],

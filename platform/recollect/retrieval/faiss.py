@@ -2,8 +2,8 @@
 
 Above, vectors are in about sqrt(N) cells of k-means (an inverted file), and a query looks into the `nprobe` nearest. How many
 that must be depends on the data, so building measures it: the fewest whose recall@3, over members that look for their
-neighbours, reaches the target. A search restricted to few rows looks into more cells, in proportion, and into all of them
-where it would else have found too few. So a filter costs time and never answers.
+neighbours, reaches the target. A search restricted to few rows has to look farther: into more cells, by the root of how many
+times fewer rows there are, and into all cells where it would else have found too few. So a filter costs time and not answers.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-from recollect.data.schema import Record
+from recollect.data.schema import BACKGROUND, Record
 from recollect.data.store import Manifest, Store, write_store
-from recollect.data.worlds import streets
+from recollect.data.worlds import faces, streets
 
 
 def build_streets(
@@ -28,25 +28,71 @@ def build_streets(
         val, test: scenes, each drawn `references` times in every domain.
         progress: called with (pictures drawn, pictures in all).
     """
-    source = f"streets v{streets.VERSION} size={size} train={train} val={val} test={test} references={references} seed={seed}"
-    try:
-        manifest = Store.open(uri).manifest
-    except ValueError:
-        pass
-    else:
-        if manifest.source == source:
-            return manifest
-        raise ValueError(f"{uri} holds another store ({manifest.source!r}); choose another place, or remove it")
-    total = len(streets.DOMAINS) * (train + (val + test) * references)
-    pictures = streets.records(size=size, train=train, val=val, test=test, references=references, seed=seed)
-    return write_store(
+    return _build(
         uri,
-        _counted(pictures, total, progress),
+        streets.records(size=size, train=train, val=val, test=test, references=references, seed=seed),
+        len(streets.DOMAINS) * (train + (val + test) * references),
+        progress,
         domains=streets.DOMAINS,
         classes=streets.CLASSES,
         regions=streets.REGIONS,
-        source=source,
+        source=f"streets v{streets.VERSION} size={size} train={train} val={val} test={test} references={references} seed={seed}",
     )
+
+
+def build_faces(
+    uri: str | os.PathLike[str],
+    *,
+    size: int = 64,
+    train: int = 2000,
+    val: int = 60,
+    test: int = 100,
+    correlation: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Draw the `faces` world into a store; a store of just this world that is there already is kept.
+
+    Args:
+        train: faces to learn from, each drawn once.
+        val, test: faces drawn in all twelve combinations, their own first.
+        correlation: 0 for independent attributes, 1 for an imbalance like CelebA's.
+        progress: called with (pictures drawn, pictures in all).
+    """
+    counts = f"train={train} val={val} test={test}"
+    return _build(
+        uri,
+        faces.records(size=size, train=train, val=val, test=test, correlation=correlation, seed=seed),
+        train + (val + test) * len(faces.COMBINATIONS),
+        progress,
+        domains=faces.DOMAINS,
+        attributes=faces.ATTRIBUTES,
+        regions=faces.REGIONS,
+        source=f"faces v{faces.VERSION} size={size} {counts} correlation={float(correlation)} seed={seed}",
+    )
+
+
+def _build(
+    uri: str | os.PathLike[str],
+    records: Iterable[Record],
+    total: int,
+    progress: Callable[[int, int], None] | None,
+    *,
+    domains: tuple[str, ...],
+    classes: tuple[str, ...] = (BACKGROUND,),
+    attributes: tuple[str, ...] = (),
+    regions: tuple[str, ...],
+    source: str,
+) -> Manifest:
+    """Write a world's records, unless a store of the same `source` is there. Raises ValueError where another one is."""
+    try:
+        manifest = Store.open(uri).manifest
+    except ValueError:
+        counted = _counted(records, total, progress)
+        return write_store(uri, counted, domains=domains, classes=classes, attributes=attributes, regions=regions, source=source)
+    if manifest.source != source:
+        raise ValueError(f"{uri} holds another store ({manifest.source!r}); choose another place, or remove it")
+    return manifest
 
 
 def _counted(records: Iterable[Record], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Record]:

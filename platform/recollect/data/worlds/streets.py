@@ -18,14 +18,12 @@ with numpy 2.0 and 2.4 and with Pillow 11.3 to 13; Pillow 11.2 and older fill so
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from recollect.data.schema import Record
+from recollect.data.worlds.encode import png
 from recollect.data.worlds.streets_light import DOMAINS, MODES, Style, check_style, draw_style, render
 from recollect.data.worlds.streets_scene import Scene, draw_scene
 from recollect.data.worlds.streets_sheet import CLASSES, REGIONS
@@ -123,10 +121,3 @@ def record(scene: Scene, domain: str, k: int, mode: int | None, name: str, place
 def regions_png(scene: Scene) -> bytes:
     """The region map as a PNG of mode L, whose values index REGIONS."""
     return png(scene.regions)
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """PNG bytes of a picture (H, W, 3) or a region map (H, W), uint8, compressed quickly."""
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)  # 1 is three times as fast as 6, and a fifth larger
-    return stream.getvalue()

@@ -1,9 +1,11 @@
 """The jobs of a table: which runs it consists of, where each lies, and how each stands.
 
-A finished run is known by the digest of its configuration and of its data, so whoever starts the same table again trains only
-what is missing. A run's place is `<storage>/<table>/<arm>-<domains>/<seed>-<digest>`:
+A finished run is known by the digest of its configuration and of its data (and of what it starts from), so whoever starts the
+same table again trains only what is missing. A run's place is `<storage>/<table>/<arm>-<domains>/<seed>-<digest>`, and that of a
+run that tables share `<storage>/<runs>/<method>-<domains>/<seed>-<digest>`:
 
     run.json                what is trained
+    stage.json              what it starts from, where it starts from other runs
     last/ best/ ...         a run's directory, as everywhere (trained on Ray: without Ray's checkpoints)
     log.txt                 what a process of its own said
     done.json, failed.json  how it ended
@@ -14,15 +16,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.tables import Arm
+from experiments.tables.table import Arm, parent_of, parents_first
 from recollect.bundle import filesystem_of
-from recollect.config import Data, Run, overlay
+from recollect.config import Data, Run, find_method, overlay
 from recollect.data.store import Store
 from recollect.training.checkpoint import SCALARS
 from recollect.training.session import suit
@@ -32,7 +35,7 @@ CHECKPOINTS = 20  # of a run that says nothing about them: so much of it is lost
 
 @dataclass(frozen=True, eq=False)  # known by itself: a Run has no hash
 class Job:
-    """One arm with one seed on one store. `place` is a folder or URI."""
+    """One arm with one seed on one store. `place` is a folder or URI; `run` is what the parents' bundles do not determine."""
 
     arm: str
     seed: int
@@ -40,6 +43,9 @@ class Job:
     data: str
     digest: str
     place: str
+    parents: tuple[Job, ...] = ()
+    prepare: str = ""
+    shown: bool = True
 
     def __str__(self) -> str:
         return f"{self.arm} ({'-'.join(self.run.data.domains)}) seed {self.seed}"
@@ -60,27 +66,25 @@ class Outcome:
         return f"{self.job.place}/{self.facts['bundle']}"
 
 
-def plan(arms: Sequence[Arm], seeds: Sequence[int], storage: str) -> list[Job]:
-    """The jobs of a table below `storage`, all arms with the first seed first. Equal seeds mean equal data in equal order.
+def plan(arms: Sequence[Arm], seeds: Sequence[int], storage: str, shared: bool = False) -> list[Job]:
+    """The jobs of a table below `storage`: all arms with the first seed first, and parents before what starts from them.
 
-    Raises ValueError for arms of one name, and for arms on the same domains of a store that do not see the same pictures.
+    With `shared` a run's place does not depend on its arm's name: equal runs of several tables, or arms, are one. Equal seeds
+    mean equal data in equal order. Raises ValueError for arms of one name on the same domains, and for parents that are not
+    there or go in a circle.
     """
     stores: dict[str, Store] = {}
     jobs: list[Job] = []
-    cuts: dict[tuple[str, tuple[str, ...]], tuple[str, Data]] = {}
     for seed in dict.fromkeys(seeds):
-        for arm in arms:
+        made: list[tuple[Arm, Job]] = []
+        for arm in parents_first(arms):
             uri = arm.run.data.store
             store = stores.setdefault(uri, stores.get(uri) or Store.open(uri))
-            every = arm.run.engine.checkpoint_every or max(arm.run.engine.steps // CHECKPOINTS, 1)
-            changes = {"name": arm.name, "seed": seed, "engine.checkpoint_every": every}
-            run = overlay(suit(arm.run, store, lambda text: None), changes)
-            first = cuts.setdefault((uri, run.data.domains), (arm.name, run.data))
-            if first[1] != run.data:
-                raise ValueError(f"{first[0]} and {arm.name} do not see the same pictures: {first[1]} and {run.data}")
-            digest = digest_of(run, store.digest)
-            folder = f"{_slug(arm.name)}-{'-'.join(run.data.domains)}/{seed}-{digest[:12]}"
-            jobs.append(Job(arm.name, seed, run, store.digest, digest, f"{storage}/{folder}"))
+            parents = [parent_of(arm, name, arms) for name in arm.parents]
+            own = tuple(job for parent in parents for other, job in made if other is parent)
+            job = _job(arm, seed, store, own, f"{storage}/{_slug(arm.run.model.name if shared else arm.name)}")
+            made.append((arm, job))
+            jobs.append(job)
     known = [(job.arm, job.run.data.domains, job.seed) for job in jobs]
     twice = [job.arm for job, key in zip(jobs, known, strict=True) if known.count(key) > 1]
     if twice:
@@ -88,10 +92,45 @@ def plan(arms: Sequence[Arm], seeds: Sequence[int], storage: str) -> list[Job]:
     return jobs
 
 
-def digest_of(run: Run, data: str) -> str:
-    """What a run is known by: its configuration without its name and its store's place, and the digest of its data."""
-    known = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
-    return hashlib.sha256(json.dumps([known, data], sort_keys=True).encode()).hexdigest()
+def _job(arm: Arm, seed: int, store: Store, parents: tuple[Job, ...], place: str) -> Job:
+    every = arm.run.engine.checkpoint_every or max(arm.run.engine.steps // CHECKPOINTS, 1)
+    changes = {"name": arm.name, "seed": seed, "engine.checkpoint_every": every}
+    suited = _begun(arm.run, store) if arm.prepare else suit(arm.run, store, lambda text: None)
+    run = overlay(suited, changes)
+    digest = digest_of(run, store.digest, arm.prepare, [job.digest for job in parents])
+    folder = f"{place}-{'-'.join(run.data.domains)}/{seed}-{digest[:12]}"
+    return Job(arm.name, seed, run, store.digest, digest, folder, parents, arm.prepare, arm.shown)
+
+
+def _begun(run: Run, store: Store) -> Run:
+    """The run with its store and domains: the rest is known when its parents are trained."""
+    needed: int = find_method(run.model.name).domains_needed
+    uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)
+    return overlay(run, {"data.store": uri, "data.domains": run.data.domains or store.domains.names[:needed]})
+
+
+def digest_of(run: Run, data: str, prepare: str = "", parents: Iterable[str] = ()) -> str:
+    """What a run is known by: its configuration without its name and its store's place, and the digest of its data.
+
+    One that starts from others is known by their digests as well, and by what takes their bundles.
+    """
+    config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
+    known: list[Any] = [config, data]
+    if prepare:
+        known += [prepare, list(parents)]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def same_pictures(jobs: Sequence[Job]) -> None:
+    """Raise ValueError for shown arms on the same domains of a store that do not train on the same pictures."""
+    elsewhere: dict[str, Any] = {"index": "", "library": ""}  # what guides a method is no picture that it trains on
+    cuts: dict[tuple[str, tuple[str, ...]], tuple[str, Data]] = {}
+    for job in jobs:
+        if job.shown:
+            own = job.run.data.model_copy(update=elsewhere)
+            arm, first = cuts.setdefault((own.store, own.domains), (job.arm, own))
+            if first != own:
+                raise ValueError(f"{arm} and {job.arm} do not see the same pictures: {first} and {own}")
 
 
 def _slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Training the runs of a table that are not finished, each from its checkpoint where it has one.
+"""Training the runs of a table that are not finished, each from its checkpoint where it has one, and after what it starts from.
 
 In this process one at a time, in processes of their own (`parallel`), or on a Ray cluster (`on`), for which either serves.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -19,49 +18,61 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import experiments
 import recollect
-from experiments.table_jobs import Job, Outcome, digest_of, look, read, remove, steps_done, steps_kept, write
-from experiments.tables import OnRay
+from experiments.tables.jobs import Job, Outcome, digest_of, look, read, steps_done, steps_kept, write
+from experiments.tables.locks import PATIENCE, locked
+from experiments.tables.stages import hindrance, prepared, write_job
+from experiments.tables.table import OnRay
 from recollect.bundle import copy, filesystem_of, open_bundle
 from recollect.config import Run
 from recollect.training.session import train as train_run
 from recollect.training.tracking import duration
 
 QUIET = 60.0  # seconds between two lines that only say how far it is
-PATIENCE = 30.0  # seconds that a stopped process has to end, and that a new one waits for an old one to do so
 Say = Callable[[str], None]
 
 
 def train_jobs(jobs: Sequence[Job], parallel: int = 1, on: OnRay | None = None, say: Say = print) -> list[Outcome]:
-    """Train what is not finished yet, and return how every job stands. One that fails does not stop the others.
+    """Train what is not finished yet, and return how every job stands. One that fails stops those alone that start from it.
 
     Args:
+        jobs: parents before what starts from them, as `plan` has them.
         parallel: 1 trains in this process; more in so many processes at a time, each with one thread.
         on: train on this Ray cluster, which this process is connected to.
         say: told at every end, and every minute in between with `parallel`.
 
     Ctrl-C (KeyboardInterrupt) stops everything that runs; it goes on from its last checkpoint the next time.
     """
-    waiting = [job for job in jobs if look(job).facts is None]
-    progress = Progress(waiting, len(jobs), parallel, say)
+    every = {job.place: job for job in reversed(jobs)}  # arms that are one run are trained once, where the first of them stands
+    waiting = [job for job in jobs if every[job.place] is job and look(job).facts is None]
+    progress = Progress(waiting, len(every), parallel, say)
     for job in waiting:
-        write(job.place, "run.json", json.loads(job.run.model_dump_json()))
-        remove(job.place, "failed.json")
+        write_job(job)
     if parallel > 1:
         _train_in_processes(waiting, parallel, on, progress)
     else:
         for job in waiting:
-            progress.begins(job)
-            with contextlib.suppress(Exception):  # it is in failed.json
-                complete(job.place, on)
-            progress.ended(job)
+            if not _kept_back(job, progress):
+                progress.begins(job)
+                with contextlib.suppress(Exception):  # it is in failed.json
+                    complete(job.place, on)
+                progress.ended(job)
     return [look(job) for job in jobs]
+
+
+def _kept_back(job: Job, progress: Progress) -> bool:
+    """Whether what a job starts from failed; its own failure says so then."""
+    why = hindrance(job)
+    if why:
+        write(job.place, "failed.json", {"error": why})
+        progress.begins(job)
+        progress.ended(job)
+    return bool(why)
 
 
 class Progress:
@@ -111,14 +122,18 @@ def complete(place: str, on: OnRay | None = None) -> None:
     assert config is not None, "whoever plans a job writes its run"
     run = Run.model_validate(config)
     try:
-        with _workplace(place) as directory, _locked(directory / "lock"):
+        with _workplace(place) as directory, locked(directory / "lock", PATIENCE):
+            stage = read(place, "stage.json")
+            run, parents = prepared(run, stage) if stage else (run, {})
             spent = Spent(directory / "seconds.json")
             bundle = (
                 _train_on_ray(run, place, directory, on, spent) if on else train_run(run, directory, resume=True, report=spent)
             )
             if "://" in place:
                 copy(bundle, f"{place}/{bundle.name}")
-            write(place, "done.json", _facts(run, bundle, spent.seconds, on))
+            facts = _facts(run, bundle, spent.seconds, on)
+            own = {"run": stage["digest"], "parents": parents} if stage else {}
+            write(place, "done.json", {**facts, **own})
     except Exception as error:
         logging.getLogger("recollect").error("%s", traceback.format_exc())
         write(place, "failed.json", {"error": f"{type(error).__name__}: {error}".splitlines()[0]})
@@ -184,41 +199,15 @@ def _workplace(place: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def at_work(place: str) -> Iterator[None]:
-    """Keep other processes from the same table while this one is at work on it. At a remote place nothing keeps them."""
-    if "://" in place:
-        yield
-        return
-    with _locked(Path(place) / "lock"):
-        yield
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel gives back when its holder ends, however it ends. Raises ValueError where another keeps it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ValueError(f"another process is at work in {path.parent}; wait, or take another --storage") from None
-                time.sleep(0.2)
-        yield
-
-
 def _train_in_processes(jobs: Sequence[Job], parallel: int, on: OnRay | None, progress: Progress) -> None:
-    waiting, running = deque(jobs), dict[Job, subprocess.Popen[bytes]]()
+    waiting, running = list(jobs), dict[Job, subprocess.Popen[bytes]]()
     try:
         while waiting or running:
-            while waiting and len(running) < parallel:
-                job = waiting.popleft()
-                running[job] = _start(job, on)
-                progress.begins(job)
+            while len(running) < parallel and (job := _next(waiting, running)) is not None:
+                waiting.remove(job)
+                if not _kept_back(job, progress):
+                    running[job] = _start(job, on)
+                    progress.begins(job)
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job]
@@ -231,9 +220,15 @@ def _train_in_processes(jobs: Sequence[Job], parallel: int, on: OnRay | None, pr
         _stop(list(running.values()))
 
 
+def _next(waiting: Sequence[Job], running: Collection[Job]) -> Job | None:
+    """The first of the jobs whose parents have all ended."""
+    places = {job.place for job in (*waiting, *running)}
+    return next((job for job in waiting if not any(parent.place in places for parent in job.parents)), None)
+
+
 def _start(job: Job, on: OnRay | None) -> subprocess.Popen[bytes]:
     """One process for one job, in a session of its own, so that Ctrl-C reaches it through us and only once."""
-    command = [sys.executable, "-m", "experiments.table_runs", job.place, "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "experiments.tables.runs", job.place, "--parent", str(os.getpid())]
     if on is not None:
         command += ["--address", on.address, "--workers", str(on.workers), "--gpus-per-worker", str(on.gpus_per_worker)]
     roots = [str(Path(module.__file__ or "").parents[1]) for module in (experiments, recollect)]
@@ -276,7 +271,7 @@ def _end_with(parent: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """One job in a process of its own; `train_jobs` starts these."""
-    made = argparse.ArgumentParser(description="Train the run of a place of a table (experiments/tables.py starts these).")
+    made = argparse.ArgumentParser(description="Train the run of a place of a table (its driver starts these).")
     made.add_argument("place")
     made.add_argument("--parent", type=int, required=True, help="end when this process is not the parent any more")
     made.add_argument("--address")

@@ -1,0 +1,250 @@
+"""RG-UNIT's three stages as arms of a table, and what its tables are judged by. The tables are `rg_unit_*.py`.
+
+    gmm        stage 1: GMM-UNIT
+    retriever  stage 2: embeds content and style so that pictures alike in both are near; an index of its embeddings follows
+    RG-UNIT    stage 3: GMM-UNIT's decoder, trained on with what the index finds
+
+A later stage starts from the earlier one's bundle of the same seed. The index holds all training pictures, also those that
+stages 1 and 2 did not see (`data.limit`): it needs no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from experiments.tables import Arm
+from experiments.tables.suites import SHOWN, Setting
+from recollect.config import Run, merge, overlay, preset
+
+if TYPE_CHECKING:  # a recipe is imported for its help as well, which should not take the seconds that torch takes
+    from torch import Tensor
+
+    from recollect.evaluation.attribute_cases import AttributeCases
+    from recollect.evaluation.baselines import Row
+    from recollect.evaluation.retrieval import RetrievalJudge
+    from recollect.evaluation.validate import Judgement
+
+HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair")
+STYLE = (*HAIR, "Male", "Young")  # the attributes of section 4; the others of the data are content
+SMALL: dict[str, dict[str, Any]] = {  # tiny presets at 64 px: minutes a run on a CPU
+    "gmm_unit": {"engine": {"steps": 2000}},
+    "retriever": {"engine": {"steps": 400}},
+    "rg_unit": {"engine": {"steps": 800}},
+}
+WORLD: dict[str, dict[str, Any]] = {  # the papers' networks at half their width, on 128 px: hours on a GPU
+    "gmm_unit": {"model": {"width": 32, "critic_width": 32}, "engine": {"steps": 60_000, "batch_size": 8}},
+    "retriever": {"engine": {"steps": 10_000}},
+    "rg_unit": {"engine": {"steps": 30_000, "batch_size": 8}},
+}
+RETRIEVAL, TRANSLATION = "retrieval", "translation"
+
+
+def stage(method: str, store: str, small: bool, world: bool, **sections: Any) -> Run:
+    """A stage's run: its tiny preset (`small`), the paper's at half the width (`world`), or the paper's. `sections` come last."""
+    scale = SMALL[method] if small else WORLD[method] if world else {}
+    quiet = {"data": {"store": store}, "engine": {"threads": 1, "log_every": 50}} if small else {"data": {"store": store}}
+    return preset(f"{method}:{'tiny' if small else 'paper'}", **merge(merge(quiet, scale), sections))
+
+
+def from_translator(run: Run, bundles: Mapping[str, str], place: str) -> Run:
+    """Stage 2 from the bundle of stage 1."""
+    (bundle,) = bundles.values()
+    return overlay(run, {"model.parent.bundle": bundle})
+
+
+def from_retriever(run: Run, bundles: Mapping[str, str], place: str) -> Run:
+    """Stage 3 from the bundle of stage 2, with an index of all training pictures, which is built at `place` once."""
+    from recollect.retrieval.directory import read_manifest
+    from recollect.retrieval.embed import build_index
+
+    (bundle,) = bundles.values()
+    started = overlay(run, {"model.parent.bundle": bundle})
+    if getattr(run.model, "guidance", "none") == "none":
+        return started
+    index = f"{place}/index"
+    try:
+        read_manifest(index)
+    except ValueError:  # not there: it is written last, and whole
+        build_index(bundle, run.data.store, index, domains=run.data.domains or None)
+    return overlay(started, {"data.index": index})
+
+
+def gmm(store: str, small: bool, world: bool, name: str = "GMM-UNIT", shown: bool = True, **sections: Any) -> Arm:
+    """Stage 1."""
+    return Arm(name, stage("gmm_unit", store, small, world, **sections), "stage 1", shown=shown)
+
+
+def retriever(
+    store: str, small: bool, world: bool, name: str = "all", parent: str = "GMM-UNIT", shown: bool = True, **sections: Any
+) -> Arm:
+    """Stage 2."""
+    run = stage("retriever", store, small, world, **sections)
+    about = f"stage 2, negatives: {run.model.negatives}"  # type: ignore[attr-defined]
+    return Arm(name, run, about, (parent,), "experiments.rg_unit:from_translator", shown)
+
+
+def guided(store: str, small: bool, world: bool, name: str, guidance: str, parent: str = "all", **sections: Any) -> Arm:
+    """Stage 3, or one of its controls."""
+    run = stage("rg_unit", store, small, world, **merge({"model": {"guidance": guidance}}, sections))
+    about = {
+        "none": "stage 1 trained on, encoders frozen, nothing to guide",
+        "random": "stage 3 with random pictures in place of neighbours",
+        "retrieved": f"stage 3, {run.model.neighbours} neighbours",  # type: ignore[attr-defined]
+    }[guidance]
+    return Arm(name, run, about, (parent,), "experiments.rg_unit:from_retriever")
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What retrievers are judged on: queries among the pictures of the test split."""
+
+    ids: tuple[str, ...]
+    judge: RetrievalJudge
+
+
+@dataclass(frozen=True)
+class StagesSuite:
+    """Retrievers by precision at ten; translators by exact counterparts where a world has them, and by a classifier.
+
+    Args:
+        pictures: test pictures; None: all.
+        classifier: the bundle of a classifier of attributes, which `equipped` trains.
+    """
+
+    pictures: int | None = None
+    classifier: str = ""
+    version = "rg_unit 1"
+    how = """A query asks for the content of a test picture with the style attributes of another one at random; the gallery is the
+test split, each face once. Precision at ten is the share of the first ten that have the attribute as asked (style) or as the query
+has it (content), each attribute counting alike, attributes that do not apply left out; `lift` is how much of the way from random
+retrieval to 1 is made. Translations are deterministic; each face is translated by every attribute that it can change in, and
+compared with how the world draws it then. `fid@classifier` and `accuracy@classifier` are by features and answers of a classifier
+trained on the training pictures, from one translation a picture to the attributes of another at random; they compare with each
+other and with nothing published. Neighbours are training pictures."""
+
+    def limited(self, pictures: int | None) -> Self:
+        return replace(self, pictures=pictures)
+
+    def equipped(self, place: str, run: Run, say: Callable[[str], None]) -> Self:
+        """With a classifier of all attributes, trained below `place`: the small one on a drawn world, else the paper's."""
+        from pathlib import Path
+
+        from recollect.bundle import copy, localise
+        from recollect.data.store import Store
+        from recollect.training.session import suit, train
+
+        kept = f"{place}/classifier"
+        try:
+            localise(f"{kept}/manifest.json")
+            from recollect.bundle import open_bundle
+
+            open_bundle(kept)
+        except (ValueError, OSError):
+            import tempfile
+
+            store = Store.open(run.data.store)
+            drawn = store.manifest.source.startswith("faces ")
+            say("training the classifier that judges")
+            chosen = preset(f"classifier:{'tiny' if drawn else 'paper'}", data={"store": run.data.store})
+            with tempfile.TemporaryDirectory(prefix="recollect-classifier-") as folder:
+                copy(train(suit(chosen, store, lambda text: None), Path(folder) / "run"), kept)
+        return replace(self, classifier=kept)
+
+    def settings(self, run: Run) -> Sequence[Setting]:
+        cut = f"test/{run.data.size}/{run.data.short_side or run.data.size}/{self.pictures or 'all'}"
+        if run.model.name == "retriever":
+            return (Setting(RETRIEVAL, "Retrieval: the content of a picture with other attributes", cut),)
+        return (Setting(TRANSLATION, "Translation: each attribute changed", cut),)
+
+    def cases(self, run: Run, setting: Setting) -> Queries | AttributeCases:
+        from recollect.data.store import Store
+        from recollect.evaluation.attribute_cases import gather
+        from recollect.evaluation.retrieval import RetrievalJudge
+
+        store = Store.open(run.data.store)
+        run = overlay(run, {"data.domains": run.data.domains or store.domains.names[:1]})
+        if setting.name == TRANSLATION:
+            return gather(store, run, "test", STYLE, (HAIR,), self.pictures)
+        judge = RetrievalJudge(store, run, "test", self.pictures or len(store))
+        return Queries(tuple(judge.ids[place] for place in judge.queries), judge)
+
+    def baselines(self, run: Run, setting: Setting, cases: Queries | AttributeCases) -> list[Row]:
+        from recollect.evaluation.attributes import inputs_of, judge_flips
+        from recollect.evaluation.baselines import Row
+        from recollect.evaluation.validate import Judgement
+
+        if isinstance(cases, Queries):
+            expected = cases.judge.expected(_Asking()).judgement()
+            return [Row("random retrieval", "baseline", "ten drawn at random: the exact expectation", expected)]
+        nothing = judge_flips(inputs_of(cases), cases)
+        by_classifier = self._classifier(cases)
+        said = by_classifier.judge(cases.images.float() / 255).judgement
+        nothing = Judgement({**nothing.values, **said.values}, {**nothing.by_picture, **said.by_picture})
+        return [
+            Row("the input itself", "baseline", "nothing is translated", nothing),
+            Row("real pictures", "ceiling", "with their own attributes", by_classifier.real().judgement),
+        ]
+
+    def judge(self, bundle: str, cases: Queries | AttributeCases) -> Judgement:
+        from recollect.bundle import open_bundle
+        from recollect.evaluation.attributes import judge_flips, translate_flips
+        from recollect.evaluation.validate import Judgement
+        from recollect.retrieval.guided import open_pipeline
+        from recollect.training.engine import pick_device
+
+        opened = open_bundle(bundle)
+        device = pick_device(opened.run.engine.device)
+        if isinstance(cases, Queries):
+            model: Any = opened.build().to(device)
+            return cases.judge.judgement(model)
+        pipeline = open_pipeline(opened, device)
+        flips = judge_flips(translate_flips(pipeline, cases), cases)
+        said = self._classifier(cases)(pipeline).judgement
+        return Judgement({**flips.values, **said.values}, {**flips.by_picture, **said.by_picture})
+
+    def grid(self, cases: Queries | AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor | None:
+        """Retrieval: query, what is wanted, what the last arm finds. Translation: what every arm makes of one flip a face."""
+        from recollect.bundle import open_bundle
+
+        if isinstance(cases, Queries):
+            model: Any = open_bundle(bundles.get(reference, list(bundles.values())[-1])).build()
+            return cases.judge.grid(model, SHOWN)
+        return _flips_shown(cases, bundles)
+
+    def _classifier(self, cases: AttributeCases) -> Any:
+        from recollect.evaluation.classification import JudgeByClassifier
+
+        return JudgeByClassifier(self.classifier, cases)
+
+
+class _Asking:
+    """Which attributes are asked for, for a judge that needs to know no more of a model."""
+
+    def style_attributes(self) -> tuple[str, ...]:
+        return STYLE
+
+
+def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str]) -> Tensor:
+    """Input | what is wanted | every arm | the true one | the neighbours that guided, where something did."""
+    import torch
+
+    from recollect.evaluation.attributes import translate_to
+    from recollect.evaluation.grids import picture_grid
+    from recollect.evaluation.retrieval import named
+    from recollect.retrieval.guided import open_pipeline
+
+    by_face = {flip.picture: [other for other in cases.flips if other.picture == flip.picture] for flip in cases.flips}
+    faces = sorted(by_face)[:: max(len(by_face) // SHOWN, 1)][:SHOWN]
+    chosen = [by_face[face][row % len(by_face[face])] for row, face in enumerate(faces)]
+    columns: dict[str, Tensor | list[str]] = {
+        "input": cases.images[[flip.picture for flip in chosen]],
+        "wanted": [named(cases.names, flip.wanted) for flip in chosen],
+    }
+    for arm, bundle in bundles.items():
+        drawn = translate_to(open_pipeline(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
+        columns[arm] = (drawn * 255).round().to(torch.uint8)
+    if cases.renders is not None:
+        columns["true"] = torch.stack([cases.renders[flip.picture][flip.answers[0]] for flip in chosen])
+    return picture_grid(columns)
