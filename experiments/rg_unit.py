@@ -10,8 +10,10 @@ stages 1 and 2 did not see (`data.limit`): it needs no labels.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from experiments.tables import Arm
@@ -116,34 +118,27 @@ class StagesSuite:
     pictures: int | None = None
     classifier: str = ""
     version = "rg_unit 1"
-    how = """A query asks for the content of a test picture with the style attributes of another one at random; the gallery is the
-test split, each face once. Precision at ten is the share of the first ten that have the attribute as asked (style) or as the query
-has it (content), each attribute counting alike, attributes that do not apply left out; `lift` is how much of the way from random
-retrieval to 1 is made. Translations are deterministic; each face is translated by every attribute that it can change in, and
-compared with how the world draws it then. `fid@classifier` and `accuracy@classifier` are by features and answers of a classifier
-trained on the training pictures, from one translation a picture to the attributes of another at random; they compare with each
-other and with nothing published. Neighbours are training pictures."""
+    how = """A query asks for the content of a test picture with the style attributes of another one at random; the gallery is
+the test split, each face once. Precision at ten is the share of the first ten that have the attribute as asked (style) or as the
+query has it (content), each attribute counting alike, attributes that do not apply left out; `lift` is how much of the way from
+random retrieval to 1 is made. Translations are deterministic; each face is translated by every attribute that it can change in,
+and compared with how the world draws it then. `fid@classifier` and `accuracy@classifier` are by features and answers of a
+classifier trained on the training pictures, from one translation a picture to the attributes of another at random; they compare
+with each other and with nothing published. Neighbours are training pictures."""
 
     def limited(self, pictures: int | None) -> Self:
         return replace(self, pictures=pictures)
 
     def equipped(self, place: str, run: Run, say: Callable[[str], None]) -> Self:
         """With a classifier of all attributes, trained below `place`: the small one on a drawn world, else the paper's."""
-        from pathlib import Path
-
-        from recollect.bundle import copy, localise
+        from recollect.bundle import copy, open_bundle
         from recollect.data.store import Store
         from recollect.training.session import suit, train
 
         kept = f"{place}/classifier"
         try:
-            localise(f"{kept}/manifest.json")
-            from recollect.bundle import open_bundle
-
             open_bundle(kept)
-        except (ValueError, OSError):
-            import tempfile
-
+        except (ValueError, OSError):  # it is not there
             store = Store.open(run.data.store)
             drawn = store.manifest.source.startswith("faces ")
             say("training the classifier that judges")
@@ -240,7 +235,7 @@ def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str]) -> Tensor:
     chosen = [by_face[face][row % len(by_face[face])] for row, face in enumerate(faces)]
     columns: dict[str, Tensor | list[str]] = {
         "input": cases.images[[flip.picture for flip in chosen]],
-        "wanted": [named(cases.names, flip.wanted) for flip in chosen],
+        "wanted": [named(cases.names, flip.wanted, cases.groups) for flip in chosen],
     }
     for arm, bundle in bundles.items():
         drawn = translate_to(open_pipeline(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-logger = logging.getLogger("recollect")
+from experiments import searching
 
 OVER = (
     "model.memory.items_per_class.*",
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     assert __doc__ is not None
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = searching.parser(__doc__, "runs/tune_memory")
     made.add_argument("--store", default="", help="an image store (default: the streets world, drawn below --storage)")
     made.add_argument(
         "--method", default="mguit:tiny", help="method:preset, or module:function of a recipe (default: %(default)s)"
@@ -54,22 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--over", action="append", default=[], metavar="NAME", help=f"a field or glob to search (default: {', '.join(OVER)})"
     )
-    made.add_argument("--trials", type=int, default=0, help="settings to try (default: 24, or 4 with --small)")
     made.add_argument("--steps", type=int, default=0, help="steps of the longest trial (default: 600, or 24 with --small)")
-    made.add_argument("--workers-per-trial", type=int, default=1, help="above 1 every trial is a Ray Train run (default: 1)")
-    made.add_argument(
-        "--storage",
-        default=os.environ.get("RECOLLECT_STORAGE", "runs/tune_memory"),
-        help="a path or URI that all nodes reach (default: %(default)s)",
-    )
-    made.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has GPUs now, else 0")
-    made.add_argument(
-        "--concurrent", type=int, default=0, help="trials at a time; above what the cluster holds it grows (default: fitting)"
-    )
-    made.add_argument("--small", action="store_true", help="few small trials, to see that everything works")
-    made.add_argument("--resume", action="store_true", help="go on with the search in --storage")
-    made.add_argument("--address", default=None, help="`local` for a private Ray; default: join the cluster here, else start one")
-    made.add_argument("--seed", type=int, default=0)
     return made
 
 
@@ -81,9 +66,7 @@ def search(arguments: argparse.Namespace) -> None:
     from recollect.config import Run, find_run, overlay
     from recollect.data.store import Store
     from recollect.evaluation.evaluate import append, evaluate, show
-    from recollect.search.tune import Search
-    from recollect.search.tune import search as run_search
-    from recollect.training.session import judge_of, suit
+    from recollect.training.session import suit
 
     storage = arguments.storage if "://" in arguments.storage else os.path.abspath(arguments.storage)
     if not arguments.store:
@@ -96,30 +79,8 @@ def search(arguments: argparse.Namespace) -> None:
         {"name": "tune-memory", "seed": arguments.seed, "engine": {"steps": steps, "evaluate_every": max(steps // 4, 1)}},
     )
     run = overlay(suit(run, store, print), arguments.set)
-    judge = judge_of(run, store)
-    if judge is None:
-        raise ValueError(f"{uri} has no validation pictures to judge trials by")
-    print(f"objective: {judge.about}")
-    cluster = connect(arguments.address)
-    gpus = (
-        arguments.gpus_per_worker if arguments.gpus_per_worker is not None else float(cluster.gpus >= arguments.workers_per_trial)
-    )
-    outcome = run_search(
-        Search(
-            run,
-            over=arguments.over or [name for name in OVER if _has(run, name)],
-            trials=arguments.trials or (4 if arguments.small else 24),
-            directory=storage,
-            mode=judge.mode,
-            workers=arguments.workers_per_trial,
-            gpus=gpus,
-            concurrent=arguments.concurrent,
-            seed=arguments.seed,
-        ),
-        resume=arguments.resume,
-    )
-    columns = ["trial", "objective", "status", "step", *(name for name in map(str, outcome.table) if name.startswith("config/"))]
-    print(outcome.table[columns].to_string(index=False, float_format="%.4g"))
+    over = arguments.over or [name for name in OVER if _has(run, name)]
+    outcome = searching.search(run, store, over, storage, arguments, connect(arguments.address))
     frame = evaluate(outcome.winner, uri, split="test")
     filesystem, root = filesystem_of(storage)
     if filesystem.type_name == "local":

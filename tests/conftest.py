@@ -9,6 +9,8 @@ import pytest
 
 # Before torch is imported: threads that spin while they wait make the tests eight times slower where cores are shared.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray's workers stand back behind every other process by default, and beside a training of one's own they hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 LISTED = Path(__file__).with_name("skips.txt")
 

@@ -23,6 +23,7 @@ from recollect.evaluation.grids import save_png
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.statistics import Interval
 
+WIDE = 12  # parts of a metric side by side; more stand one below the other
 HOW = """Values are means over seeds, and bold is the best arm. In brackets are 95 % intervals over the test pictures and, with
 two seeds or more, over seeds (pictures: bootstrap; seeds: t-distribution; distances between sets of pictures: seeds alone).
 Differences are paired, of equal seeds and equal pictures, with a * where the interval does not hold 0. Nothing is corrected for
@@ -57,7 +58,7 @@ def _setting(place: str, table: Table, numbers: Numbers, setting: Setting) -> li
     if main:
         parts.append(_values(numbers, own, names, methods, main, intervals=True))
     for family, metrics in parts_by_family.items():
-        values = _values(numbers, own, names, methods, metrics, intervals=False)
+        values = (_values if len(metrics) <= WIDE else _upright)(numbers, own, names, methods, metrics, intervals=False)
         parts += [f"### {family} by {find_metric(family).parts}", values]
     if memory:
         parts += ["### Memory", _values(numbers, own, methods, methods, memory, intervals=True)]
@@ -82,9 +83,27 @@ def _values(
     intervals: bool,
 ) -> str:
     found = {(name, metric): numbers.estimate(setting, name, metric) for name in names for metric in metrics}
+    names = [name for name in names if any(found[name, metric] is not None for metric in metrics)]
     best = {metric: _best(methods, metric, found) for metric in metrics}
     rows = [[name, *(cell(found[name, m], name in best[m], intervals) for m in metrics)] for name in names]
     return _markdown(["", *(_head(metric, short=not intervals) for metric in metrics)], rows)
+
+
+def _upright(
+    numbers: Numbers,
+    setting: str,
+    names: Sequence[str],
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    intervals: bool,
+) -> str:
+    """`_values` with a row a metric and a column a name: for families of many parts."""
+    found = {(name, metric): numbers.estimate(setting, name, metric) for name in names for metric in metrics}
+    names = [name for name in names if any(found[name, metric] is not None for metric in metrics)]
+    best = {metric: _best(methods, metric, found) for metric in metrics}
+    rows = [[_head(m, short=True), *(cell(found[name, m], name in best[m], intervals) for name in names)] for m in metrics]
+    return _markdown(["", *names], rows)
 
 
 def _best(names: Sequence[str], metric: str, found: dict[tuple[str, str], Interval | None]) -> list[str]:

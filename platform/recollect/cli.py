@@ -229,6 +229,7 @@ def translate(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An attribute wanted (repeat); VALUE is 1, 0, or between."),
     ] = None,
+    index: Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")] = "",
     device: str = "cpu",
 ) -> None:
     """Translate pictures; each keeps its size.
@@ -245,10 +246,10 @@ def translate(
     from recollect.batch import Guide
     from recollect.data.transforms import decode, to_uint8, to_unit
     from recollect.evaluation.grids import save_png
-    from recollect.pipeline import Pipeline
+    from recollect.retrieval.guided import open_pipeline
     from recollect.styles import choose, parse_choices
 
-    pipeline = Pipeline.open(bundle, device)
+    pipeline = open_pipeline(bundle, device, index=index)
     guide = Guide(exemplar=to_unit(decode(exemplar.read_bytes()))[None]) if exemplar else Guide()
     if exemplar and samples:
         raise ValueError("--exemplar gives the style already; leave --samples out")
@@ -294,14 +295,21 @@ def translate_whole_store(
     recollect translate-store runs/first/best --store runs/streets-64 --from sunny --to night --out runs/sunny-to-night\n
     recollect train detector:tiny data.store=runs/sunny-to-night --out runs/night-detector
     """
-    from recollect.cli_data import _progress, _say_store
+    from recollect.cli_data import progress_line, say_store
     from recollect.translated import translate_store
 
-    progress = _progress("translating")
     manifest = translate_store(
-        bundle, store, out, source=source, target=to, short_side=short_side, seed=seed, device=device, progress=progress
+        bundle,
+        store,
+        out,
+        source=source,
+        target=to,
+        short_side=short_side,
+        seed=seed,
+        device=device,
+        progress=progress_line("translating"),
     )
-    _say_store(out, manifest)
+    say_store(out, manifest)
 
 
 @app.command()

@@ -41,9 +41,9 @@ def data_streets(
     from recollect.data.worlds import build_streets
 
     manifest = build_streets(
-        out, size=size, train=train, val=val, test=test, references=references, seed=seed, progress=_progress("drawing")
+        out, size=size, train=train, val=val, test=test, references=references, seed=seed, progress=progress_line("drawing")
     )
-    _say_store(out, manifest)
+    say_store(out, manifest)
 
 
 @data.command("faces")
@@ -63,9 +63,9 @@ def data_faces(
     from recollect.data.worlds import build_faces
 
     manifest = build_faces(
-        out, size=size, train=train, val=val, test=test, correlation=correlation, seed=seed, progress=_progress("drawing")
+        out, size=size, train=train, val=val, test=test, correlation=correlation, seed=seed, progress=progress_line("drawing")
     )
-    _say_store(out, manifest)
+    say_store(out, manifest)
 
 
 @data.command("folders")
@@ -86,7 +86,9 @@ def data_folders(
     pair = tuple(names.split(",")) if names else None
     if pair is not None and len(pair) != 2:
         raise ValueError(f"--names takes two names with a comma, as in day,night; not {names!r}")
-    found = ingest(folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=_progress("reading"))
+    found = ingest(
+        folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=progress_line("reading")
+    )
     _say_ingest(out, found)
 
 
@@ -127,7 +129,7 @@ def data_init(
         classes=_classes(classes),
         strict=strict,
         max_side=max_side,
-        progress=_progress("reading"),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -162,7 +164,7 @@ def data_kitti(
         seed=seed,
         strict=strict,
         max_side=max_side,
-        progress=_progress("reading"),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -195,7 +197,7 @@ def data_cityscapes(
         seed=seed,
         strict=strict,
         max_side=max_side,
-        progress=_progress("reading"),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -226,7 +228,7 @@ def data_coco(
         seed=seed,
         strict=strict,
         max_side=max_side,
-        progress=_progress("reading"),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -269,7 +271,7 @@ def data_celeba(
         domain=domain,
         seed=seed,
         strict=strict,
-        progress=_progress("reading"),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -304,7 +306,7 @@ def data_attributes(
         seed=seed,
         strict=strict,
         max_side=max_side,
-        progress=_progress("reading"),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -324,7 +326,7 @@ def data_join(
     *parts, out = stores
     if len(parts) < 2:
         raise ValueError(f"join takes at least two stores and where the new one goes, not {', '.join(stores)}")
-    _say_store(out, join_stores(parts, out, progress=_progress("joining")))
+    say_store(out, join_stores(parts, out, progress=progress_line("joining")))
 
 
 @data.command("show")
@@ -335,10 +337,10 @@ def data_show(store: Annotated[str, typer.Argument(help="A store.")]) -> None:
     """
     from recollect.data.store import Store
 
-    _say_store(store, Store.open(store, verify=True).manifest)
+    say_store(store, Store.open(store, verify=True).manifest)
 
 
-def _progress(verb: str) -> Any:
+def progress_line(verb: str) -> Any:
     def say(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{verb} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
@@ -380,10 +382,10 @@ def _say_ingest(uri: str, found: Ingest) -> None:
         print(f"skipped {len(found.skipped) - SHOWN} more pictures", file=sys.stderr)
     for text in found.warnings:
         print(f"note: {text}", file=sys.stderr)
-    _say_store(uri, found.manifest)
+    say_store(uri, found.manifest)
 
 
-def _say_store(uri: str, manifest: Any) -> None:
+def say_store(uri: str, manifest: Any) -> None:
     print(f"store {uri}\n  digest  {manifest.digest}\n  source  {manifest.source}")
     print(f"  classes {', '.join(manifest.classes)}{'' if manifest.annotated else ' (no boxes)'}")
     if manifest.attributes:

@@ -48,7 +48,7 @@ def build(
     recollect index build runs/retriever/best --store runs/faces --backend milvus --setting uri=http://milvus:19530
     """
     from recollect.bundle import open_bundle
-    from recollect.cli_data import _progress
+    from recollect.cli_data import progress_line
     from recollect.retrieval.embed import build_index
 
     manifest = build_index(
@@ -63,7 +63,7 @@ def build(
         workers=workers,
         address=address,
         device=device,
-        progress=_progress("embedding"),
+        progress=progress_line("embedding"),
     )
     _say(out, manifest)
 
@@ -83,7 +83,7 @@ def add(
 
     recollect index add runs/faces-index runs/retriever/best --split val
     """
-    from recollect.cli_data import _progress
+    from recollect.cli_data import progress_line
     from recollect.retrieval.embed import add_to_index
 
     manifest, added = add_to_index(
@@ -95,7 +95,7 @@ def add(
         workers=workers,
         address=address,
         device=device,
-        progress=_progress("embedding"),
+        progress=progress_line("embedding"),
     )
     print(f"added {added} pictures")
     _say(path, manifest)

@@ -59,7 +59,8 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def started(parent: Bundle, **model: object) -> Trainer:
     run = small(**model)
-    run = run.model_copy(update={"model": run.model.model_copy(update={"parent": Parent(bundle=str(parent.path))}).with_parents()})
+    config = run.model.model_copy(update={"parent": Parent(bundle=str(parent.path))})
+    run = run.model_copy(update={"model": config.with_parents()})
     trainer = Trainer(run, DOMAINS, device="cpu")
     trainer.begin()
     return trainer

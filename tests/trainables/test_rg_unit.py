@@ -109,7 +109,8 @@ def test_three_stages_chain_and_each_names_its_parents(stages: dict[str, Path], 
 
 
 def test_stage_3_starts_at_what_stage_1_ended_with(stages: dict[str, Path], store: str) -> None:
-    run = preset("rg_unit:tiny", data={"domains": DOMAINS.names, "size": 32}, model={"parent": {"bundle": str(stages["retriever"])}})
+    parent = {"bundle": str(stages["retriever"])}
+    run = preset("rg_unit:tiny", data={"domains": DOMAINS.names, "size": 32}, model={"parent": parent})
     run = run.model_copy(update={"model": run.model.with_parents()})
     trainer = Trainer(run, DOMAINS, device="cpu", search=noise_search)
     trainer.begin()

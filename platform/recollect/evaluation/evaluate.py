@@ -211,7 +211,7 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     families = _families(list(wide.columns))
     parts = [column for columns in families.values() for column in columns]
     memory = [column for column in wide.columns if column not in parts and _needs_memory(column)]
-    deciding = [column for column in wide.columns if column not in parts and column not in memory]
+    deciding = [column for column in wide.columns if column in METRICS and column not in memory]
     console.print(_rich(wide[deciding], title, bounds))
     for family, columns in families.items():
         heading = f"{family} {find_metric(family).arrow} by {find_metric(family).parts}"

@@ -132,7 +132,7 @@ _OF_RETRIEVERS = (
     Metric("p_at_10/attributes", True, "share", "embeddings", "mean of P@10 over the style attributes"),
     Metric("p_at_10/content", True, "share", "embeddings", "mean of P@10 over the content attributes"),
     Metric("p_at_10/average", True, "share", "embeddings", "mean of P@10 of attributes and of content"),
-    Metric("chance", True, "share", "embeddings", "what ten drawn at random score in expectation", parts="attribute"),
+    Metric("chance", True, "share", "embeddings", "what ten drawn at random score in expectation"),
     Metric("lift", True, "of [0, 1]", "embeddings", "how much of the way from chance to 1 P@10 makes", parts="attribute"),
     Metric("lift/attributes", True, "of [0, 1]", "embeddings", "lift over chance of the mean P@10 of style attributes"),
     Metric("lift/content", True, "of [0, 1]", "embeddings", "lift over chance of the mean P@10 of content attributes"),

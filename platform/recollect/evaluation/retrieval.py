@@ -211,9 +211,10 @@ class RetrievalJudge:
         chosen = [int(row) for row in spread([str(row) for row in range(len(self.queries))], rows)]
         style, found = model.style_attributes(), self._find(model)
         asked = self.wanted(model)[chosen][:, self._columns(style)].tolist()
+        groups = getattr(model, "exclusive_attributes", tuple)()
         columns: dict[str, Tensor | list[str]] = {
             "query": self._cut([self.queries[row] for row in chosen]),
-            "wanted": [named(style, row) for row in asked],
+            "wanted": [named(style, row, groups) for row in asked],
         }
         for place in range(SHOWN):
             columns[f"found {place + 1}"] = self._cut(found[chosen, place].tolist())
@@ -223,13 +224,15 @@ class RetrievalJudge:
         return cut(self.store, [self.ids[place] for place in places], self.run)
 
 
-def named(names: Sequence[str], values: Sequence[float]) -> str:
-    """What a picture has, a line each, as people say it; what it lacks is crossed out with a "not".
+def named(names: Sequence[str], values: Sequence[float], groups: Sequence[Sequence[str]] = ()) -> str:
+    """What a picture has, a line each, as people say it; what it lacks with a "not", unless another of its group says so.
 
-    >>> named(["Blond_Hair", "Young"], [1, 0])
+    >>> named(["Black_Hair", "Blond_Hair", "Young"], [0, 1, 0], [["Black_Hair", "Blond_Hair"]])
     'Blond Hair\\nnot Young'
     """
-    return "\n".join(("" if value else "not ") + name.replace("_", " ") for name, value in zip(names, values, strict=True))
+    has = {name for name, value in zip(names, values, strict=True) if value}
+    said = {name for group in groups if has & set(group) for name in group} - has
+    return "\n".join(("" if name in has else "not ") + name.replace("_", " ") for name in names if name not in said)
 
 
 def model_call(model: Retriever, images: Tensor, function: Any) -> Tensor:

@@ -1,8 +1,9 @@
 """The one training loop, without Ray. Ray Train calls it in every worker; tests and a lone GPU call it in process.
 
-A step, in order: look up neighbours where the method asks for them; for each phase compute its parts' terms, weigh them, take each part's gradient for its
-nets only, average gradients over ranks in one bucket, look whether everything is finite, clip, step the optimisers; then let
-the method commit its own state, and update the averaged weights.
+A step, in order: look up neighbours where the method asks for them (done by a thread while the step before is taken); for each
+phase compute its parts' terms, weigh them, take each part's gradient for its nets only, average gradients over ranks in one
+bucket, look whether everything is finite, clip, step the optimisers; then let the method commit its own state, and update the
+averaged weights.
 
 A run's directory:
 
