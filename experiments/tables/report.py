@@ -61,7 +61,7 @@ def _setting(place: str, table: Table, numbers: Numbers, setting: Setting) -> li
         values = (_values if len(metrics) <= WIDE else _upright)(numbers, own, names, methods, metrics, intervals=False)
         parts += [f"### {family} by {find_metric(family).parts}", values]
     if memory:
-        parts += ["### Memory", _values(numbers, own, methods, methods, memory, intervals=True)]
+        parts += ["### Memory", _values(numbers, own, names, methods, memory, intervals=True)]
     reference = table.compared_with(methods)
     others = [name for name in methods if name != reference]
     if main and reference is not None and others:

@@ -145,7 +145,7 @@ say in the choice. The fitted baselines had the truth of validation pictures in 
     @property
     def version(self) -> str:
         """What is measured: raise the number when the usual metrics change."""
-        return " + ".join(["directions 1", *(f"{measure.__module__}:{measure.__qualname__}" for measure in self.measures)])
+        return " + ".join(["directions 2", *(f"{measure.__module__}:{measure.__qualname__}" for measure in self.measures)])
 
     def limited(self, pictures: int | None) -> Self:
         """At most so many source pictures; None: all of the split."""
@@ -174,7 +174,9 @@ say in the choice. The fitted baselines had the truth of validation pictures in 
 
         store = Store.open(run.data.store)
         fitted = cases.truth is not None and all(store.ids("val", domain) for domain in self._direction(setting))
-        return baselines.rows(cases, self._gather(run, setting, "val", FITTING) if fitted else None)
+        fitting = self._gather(run, setting, "val", FITTING) if fitted else None
+        rows = baselines.rows(cases, fitting)
+        return [*rows, baselines.exchanged(cases, fitting)] if fitting is not None and len(cases.classes) > 1 else rows
 
     def judge(self, bundle: str, cases: Cases) -> Judgement:
         """What `recollect evaluate` measures, and the measures of the table."""

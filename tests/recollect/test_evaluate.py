@@ -18,7 +18,7 @@ from recollect.config import preset
 from recollect.data.store import Store, write_store
 from recollect.data.transforms import Sample
 from recollect.data.worlds import streets
-from recollect.evaluation.baselines import apply_maps, best_constant, fit_colour_maps, leave_one_out, rows
+from recollect.evaluation.baselines import apply_maps, best_constant, exchanged, fit_colour_maps, leave_one_out, rows
 from recollect.evaluation.evaluate import COLUMNS, append, bootstrap, evaluate, show, table
 from recollect.evaluation.metrics import region_errors, scene_error
 from recollect.evaluation.validate import ByPicture, Cases, Judgement, Truth, gather, judge
@@ -116,6 +116,19 @@ def test_the_global_map_is_the_balanced_least_squares_solution() -> None:
     assert np.allclose(fitted[0], np.linalg.lstsq(x * weight, y * weight, rcond=None)[0], atol=1e-3)
     for r in range(2):
         assert np.allclose(fitted[1 + r], np.linalg.lstsq(x[region == r], y[region == r], rcond=None)[0], atol=1e-3)
+
+
+def test_exchanged_class_maps_cost_what_separates_the_classes() -> None:
+    """Cars are drawn about 64, the rest about 192, whatever the input; exchanged, each is off by the distance between."""
+    regions = levels(8, 9, 9, high=3)  # road, car, sky
+    grey = torch.where(regions == 1, 64, 192)[:, None, None].expand(8, 1, 3, 9, 9)
+    noise = levels(8, 1, 3, 9, 9, seed=1, high=33).int() - 16
+    cases = made_up(levels(8, 3, 9, 9, seed=2), (grey.int() + noise).to(torch.uint8), regions, 3)
+    cases = replace(cases, classes=("background", "car"), regions=("road", "car", "sky"))
+    values = exchanged(cases, cases).judgement.values
+    spread = noise.abs().float().mean()
+    for name in cases.classes:
+        assert values[f"memory_use/shuffled/{name}"] == pytest.approx(float(128 / spread - 1), rel=0.1)
 
 
 def test_a_region_that_was_never_seen_has_the_global_map() -> None:

@@ -56,6 +56,39 @@ def rows(cases: Cases, fitting: Cases | None) -> list[Row]:
     return found
 
 
+def exchanged(cases: Cases, fitting: Cases) -> Row:
+    """One colour map a class, fitted with the truth in hand, and by how much errors rise when classes exchange their maps.
+
+    It bounds what an exchange of styles can show (`memory_use/shuffled`): where the colours of a class are any (cars by day), those
+    of another class are hardly worse, however well a method uses its memory.
+    """
+    assert cases.truth is not None
+    owner = torch.tensor([cases.classes.index(region) if region in cases.classes else 0 for region in cases.regions])
+    names, inputs, own = cases.classes, cases.images.float() / 255, owner[cases.truth.regions.long()]
+    maps = fit_colour_maps(_by_class(fitting, owner))[1:]
+    plain = judge(apply_maps(inputs, maps, own), cases)
+    values, rises = dict(plain.values), {name: list[float]() for name in names}
+    for shift in range(1, len(names)):
+        order = [(k + shift) % len(names) for k in range(len(names))]
+        worse = judge(apply_maps(inputs, maps[order], own), cases)
+        for k, name in enumerate(names):
+            regions = [region for region, belongs in zip(cases.regions, owner.tolist(), strict=True) if belongs == k]
+            before, after = (sum(j.values.get(f"scene_error/{region}", 0.0) for region in regions) for j in (plain, worse))
+            if before:
+                rises[name].append(after / before - 1)
+    found = {f"memory_use/shuffled/{name}": sum(rise) / len(rise) for name, rise in rises.items() if rise}
+    found["memory_use/shuffled"] = sum(found.values()) / max(len(found), 1)
+    about = f"had the truth of {len(fitting)} other pictures in hand, and is told the classes"
+    return Row("best colour map per class", "baseline", about, Judgement(values | found, plain.by_picture))
+
+
+def _by_class(cases: Cases, owner: Tensor) -> Cases:
+    """The cases with a region for each class; `owner` (R,) says which class a region belongs to."""
+    assert cases.truth is not None
+    merged = owner[cases.truth.regions.long()].to(cases.truth.regions.dtype)
+    return replace(cases, truth=replace(cases.truth, regions=merged), regions=cases.classes)
+
+
 def leave_one_out(cases: Cases) -> tuple[Tensor, Cases]:
     """One true render of each picture (they take turns), and the cases without it."""
     assert cases.truth is not None
