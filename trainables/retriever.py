@@ -10,7 +10,7 @@ content is wrong); x translated to another style (the style is wrong), and x dra
 
     anchor    R(E_c(x),   z_t)
     positive  R(E_c(x^),  E_s(x^))     x^ = G(E_c(x), z_t)
-    easy      R(E_c(x_r), E_s(x_r))
+    easy      R(E_c(x_r), E_s(x_r))            released: R(E_c(x_r), z_r) and R(E_c(x_r), z_t)
     medium    R(E_c(x'),  E_s(x'))     x' = G(E_c(x_r), z_t)
     hard      R(E_c(x"),  E_s(x"))     x" = G(E_c(x), z_r), r another domain than t
     own       R(E_c(x~),  E_s(x~))     x~ = G(E_c(x), z_i), i the domain that x is of
@@ -19,6 +19,9 @@ Legend: B pictures, S attributes, Z style dimensions, C channels, h x w cells, E
 
 Decisions:
 - `negatives` are cumulative as under Table 6: `medium` has the easy ones too, `all` is hard and own as well.
+- `easy = "printed"` is the text's: the style of another picture is another style, so even these teach what style is. The released
+  code's (`"released"`) pair another picture's content with a drawn style and with the wanted one; from those alone only content
+  can be learned, which is what Table 6 says of its easy negatives.
 - The loss is the mean over the kinds that are chosen (released: a sum, or a step each; the paper draws one kind a step, which has
   the same mean and more noise).
 - The wanted domain is any but the picture's own (`targets = "any"`); the released code flips one attribute (`"flip"`).
@@ -58,6 +61,7 @@ class RetrieverConfig(ModelConfig):
     translator: GMMUNITConfig = GMMUNITConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     negatives: Literal["easy", "medium", "hard", "all"] = "all"
+    easy: Literal["printed", "released"] = "printed"
     targets: Literal["any", "flip"] = "any"
     margin: Annotated[float, Field(gt=0), Range(0.05, 2, log=True)] = 0.2
     init_std: float | None = None  # None: Kaiming's
@@ -133,7 +137,7 @@ class Retriever(Trainable):
         if not step.wants("triplet"):
             return {}
         model, noise = self.translator, self._noise(step)
-        task, kinds = self._task(step), KINDS[: CUMULATIVE[self.config.negatives]]
+        task, kinds = self._task(step), self._kinds()
         with torch.no_grad():
             content, style = model.content(task.images), model.mixture.sample(task.wanted, task.noise[0])
             positive = self._encoded(model.decode(content, style, task.images).images)
@@ -146,11 +150,20 @@ class Retriever(Trainable):
         ]
         return {"triplet": torch.stack(losses).mean()}  # eq. 8
 
+    def _kinds(self) -> tuple[str, ...]:
+        """The kinds of negatives; the easy ones of the released code are two."""
+        kinds = KINDS[: CUMULATIVE[self.config.negatives]]
+        return kinds if self.config.easy == "printed" else ("easy_any", "easy_wanted", *kinds[1:])
+
     def _negative(self, kind: str, step: Step, task: Task, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Content (B, C, h, w) and style (B, Z) of the negatives of a kind."""
         model, other = self.translator, torch.arange(len(content), device=content.device) ^ 1  # the pair's other picture
         if kind == "easy":
             return content[other], model.style(task.images)[other]
+        if kind == "easy_wanted":
+            return content[other], style
+        if kind == "easy_any":
+            return content[other], model.mixture.sample(self._labels(step, "easy", task.wanted), task.noise[1])
         if kind == "medium":
             return self._encoded(model.decode(content[other], style, task.images[other]).images)
         attributes = task.own if kind == "own" else self._labels(step, "wrong", task.wanted)

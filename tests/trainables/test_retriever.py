@@ -148,6 +148,22 @@ def test_the_term_is_eq_8_over_the_kinds_of_negatives(parent: Bundle, negatives:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_released_easy_negatives_are_another_pictures_content_in_a_drawn_and_in_the_wanted_style(parent: Bundle) -> None:
+    trainer = started(parent, negatives="easy", easy="released", targets="flip", embedding={"dropout": 0.0}, margin=5.0)
+    model = trainer.model
+    assert isinstance(model, Retriever)
+    step = trainer.prepare(0, noise_batches(trainer.run, DOMAINS, model.stride, range(2), 0))
+    found = model.terms(step)["triplet"]
+    gmm, task = model.translator.eval(), model.translator.task(step)
+    content = gmm.content(task.images)
+    wanted = gmm.mixture.means(task.wanted) + 0.5 * task.noise[0]
+    drawn = gmm.mixture.means(model._labels(step, "easy", task.wanted)) + 0.5 * task.noise[1]
+    made = gmm.decode(content, wanted, task.images).images
+    anchor, positive = model.embedding(content, wanted), model.embedding(gmm.content(made), gmm.style(made))
+    losses = [F.triplet_margin_loss(anchor, positive, model.embedding(content.flip(0), style), 5.0) for style in (drawn, wanted)]
+    torch.testing.assert_close(found, sum(losses) / 2, rtol=1e-4, atol=1e-5)
+
+
 def test_an_odd_share_is_refused(parent: Bundle) -> None:
     trainer = started(parent)
     with pytest.raises(ValueError, match="an even number a worker"):
