@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,29 @@ def _job(arm: Arm, seed: int, store: Store, parents: tuple[Job, ...], place: str
     run = overlay(suited, changes)
     digest = digest_of(run, store.digest, arm.prepare, [job.digest for job in parents])
     folder = f"{place}-{'-'.join(run.data.domains)}/{seed}-{digest[:12]}"
+    _same_defaults(folder, run)
     return Job(arm.name, seed, run, store.digest, digest, folder, parents, arm.prepare, arm.shown)
+
+
+def _same_defaults(place: str, run: Run) -> None:
+    """Raise ValueError where what lies at a place was trained when a default was another."""
+    before, now = read(place, "run.json"), json.loads(run.model_dump_json())
+    elsewhere = {"name": "", "data": {**now["data"], "store": ""}}
+    for name, old, new in _changed({**(before or {}), **elsewhere}, {**now, **elsewhere}):
+        raise ValueError(
+            f"{place} holds a run from when the default of {name} was {json.dumps(old)}; it is {json.dumps(new)} now. Set the "
+            f"old value (--set {name}=...) or take another --storage"
+        )
+
+
+def _changed(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The fields of `before` that are others now; fields that it does not have are no change."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        if before != now:
+            yield name, before, now
+        return
+    for key, value in before.items():
+        yield from _changed(value, now.get(key), f"{name}.{key}".lstrip("."))
 
 
 def _begun(run: Run, store: Store) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from PIL import Image
 
 from experiments import mguit_ablation, mguit_init
 from experiments.tables import Arm, Bound, Claim, Table, run_table
-from experiments.tables.jobs import Outcome, digest_of, look, plan, same_pictures
+from experiments.tables.jobs import Outcome, digest_of, look, plan, same_pictures, write
 from experiments.tables.locks import at_work
 from experiments.tables.numbers import Numbers, verdict, within
 from experiments.tables.rows import PICTURES, ROWS, Results
@@ -224,7 +225,7 @@ def test_a_new_measure_makes_rows_new(
     assert not any(outcome.error for outcome in again) and sum(text.startswith("judging full") for text in told) == 4
     after = pd.read_parquet(place / "small-table.parquet")
     assert len(after[after["metric"] == "brightness"]) == 4
-    assert set(after.loc[after["arm"] == "full", "judged"]) == {f"directions 1 + {__name__}:brightness"}
+    assert set(after.loc[after["arm"] == "full", "judged"]) == {f"directions 2 + {__name__}:brightness"}
     keys = ["arm", "seed", "setting", "metric"]
     assert not after.duplicated(keys).any()  # replaced, not added to
     both = before[before["arm"] == "full"].merge(after, on=keys, suffixes=("", "_again"))
@@ -237,6 +238,20 @@ def test_a_changed_run_is_another_run(run: Run, store: Store) -> None:
     assert digest_of(run, store.digest) == digest_of(overlay(run, {"name": "x", "data.store": "/moved"}), store.digest)
     assert digest_of(run, store.digest) != digest_of(overlay(run, {"engine.steps": 5}), store.digest)
     assert digest_of(run, store.digest) != digest_of(run, "other data")
+
+
+def test_a_field_that_comes_later_leaves_a_run_what_it_was_and_a_changed_default_is_said(run: Run, tmp_path: Path) -> None:
+    arms = [Arm("one", run)]
+    (job,) = plan(arms, (0,), str(tmp_path))
+    stored = json.loads(job.run.model_dump_json())
+    del stored["optimisers"]["default"]["momentum"]  # as if a later version had brought it
+    write(job.place, "run.json", stored)
+    (again,) = plan(arms, (0,), str(tmp_path))
+    assert again.place == job.place and again.digest == job.digest
+    stored["optimisers"]["default"]["weight_decay"] = 0.5
+    write(job.place, "run.json", stored)
+    with pytest.raises(ValueError, match="the default of optimisers.default.weight_decay was 0.5; it is 0.0001 now"):
+        plan(arms, (0,), str(tmp_path))
 
 
 def test_a_table_on_a_uri_is_the_same(arms: list[Arm], outcomes: list[Outcome], rows: pd.DataFrame, tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def rows(cases: Cases, fitting: Cases | None) -> list[Row]:
 def exchanged(cases: Cases, fitting: Cases) -> Row:
     """One colour map a class, fitted with the truth in hand, and by how much errors rise when classes exchange their maps.
 
-    It bounds what an exchange of styles can show (`memory_use/shuffled`): where the colours of a class are any (cars by day), those
-    of another class are hardly worse, however well a method uses its memory.
+    It bounds what an exchange of styles can show (`memory_use/shuffled`): where the colours of a class are any (cars by day),
+    those of another class are hardly worse, however well a method uses its memory.
     """
     assert cases.truth is not None
     owner = torch.tensor([cases.classes.index(region) if region in cases.classes else 0 for region in cases.regions])
