@@ -83,7 +83,7 @@ def retriever(
 ) -> Arm:
     """Stage 2."""
     run = stage("retriever", store, small, world, **sections)
-    about = f"stage 2, negatives: {run.model.negatives}"  # type: ignore[attr-defined]
+    about = f"stage 2, negatives: {run.model.negatives}, easy ones as {run.model.easy}"  # type: ignore[attr-defined]
     return Arm(name, run, about, (parent,), "experiments.rg_unit:from_translator", shown)
 
 

@@ -25,6 +25,7 @@ from recollect.data.transforms import to_unit
 from recollect.evaluation.attribute_cases import Pictures, attributes_of, cut, random_targets
 from recollect.evaluation.attributes import translate_to
 from recollect.evaluation.baselines import Row
+from recollect.evaluation.frechet import frechet
 from recollect.evaluation.grids import picture_grid
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.validate import ByPicture, Judgement, spread
@@ -218,20 +219,3 @@ class JudgeByClassifier:
             found.append(answer(self.model, batch))
         said, features = zip(*found, strict=True)
         return torch.cat(said), torch.cat(features)
-
-
-def frechet(real: Tensor, fake: Tensor) -> float:
-    """Frechet's distance between Gaussians fitted to features (M, F) and (N, F), by torchmetrics, in float64.
-
-    Its expectation depends on M and N: compare equal numbers only. Raises ValueError for fewer than two on a side.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance  # of the extra `evaluate`; training a classifier needs none
-
-    if min(len(real), len(fake)) < 2:
-        raise ValueError(f"a distance between sets needs at least 2 pictures on each side, not {len(real)} and {len(fake)}")
-    features = nn.Identity()
-    features.num_features = real.shape[1]  # type: ignore[assignment]  # what torchmetrics asks of a network
-    distance = FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
-    distance.update(real.double(), real=True)
-    distance.update(fake.double(), real=False)
-    return float(distance.compute())

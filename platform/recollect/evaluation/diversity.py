@@ -1,13 +1,13 @@
 """How much translations of one picture differ: inception scores and pair-wise LPIPS, by the protocols of the papers.
 
-`cis_100x100@<features>` is MUNIT's conditional inception score over 100 inputs with 100 translations each, `is_100x100@<features>`
-the inception score of the same translations, both in nats, as the formula says, and `.../exp` their exponentials, as the released
-codes print. `lpips_100x19` is the mean LPIPS (published AlexNet) of 19 disjoint pairs of translations of each of 100 inputs;
+`cis_100x100@<features>` is MUNIT's conditional inception score over 100 inputs with 100 translations each,
+`is_100x100@<features>` the inception score of the same translations. Both are in nats, as the formula says; `.../exp` are their exponentials, as
+the released codes print. `lpips_100x19` is the mean LPIPS (published AlexNet) over 19 disjoint pairs of translations of each of 100 inputs;
 `x10all` compares all pairs of ten, `x50of50` fifty random pairs among fifty. The name of what was measured with any other network
 goes on with `@<features>`.
 
-- CIS grows with the number n of samples: with three perfect modes 0.384 at n = 2, 0.886 at n = 10, 0.976 at n = 100, ln 3 = 1.099
-  in the limit. So n is in the name, and numbers of different n are not compared.
+- CIS grows with the number n of samples: with three equally likely modes, each told for sure, its expectation is 0.462 at n = 2,
+  0.989 at n = 10, 1.089 at n = 100, and ln 3 = 1.099 in the limit. So n is in the name, and numbers of different n are not compared.
 - Neither says whether translations are good: noise is diverse. They stand beside FID and what compares with truth.
 - Sample j of an input is drawn from a seed of its own, made of (seed, input's id, j). Rank r of R takes every R-th input.
 
@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -106,6 +106,7 @@ class Pairing(Sampling):
         return every if self.pairs == "all" else every[torch.randperm(len(every), generator=generator)[: self.pairs]]
 
 
+Protocoled = TypeVar("Protocoled", bound=Sampling)
 INCEPTION_PROTOCOLS = {"munit": Sampling(100, 100), "quick": Sampling(20, 10)}
 LPIPS_PROTOCOLS = {
     "munit": Pairing(100, 38, 19),  # 1,900 pairs; as BicycleGAN
@@ -197,8 +198,8 @@ def inception_scores(
 ) -> Measurement:
     """IS and CIS of translations by random styles, in nats and (`/exp`) exponentiated; by question where there are several.
 
-    As published the classifier tells the modes INSIDE the target domain. Of a classifier that answers Q questions (attributes, yes or
-    no) the score is the mean over questions, `<name>/<question>` each one's, and `/exp` the exponential of the mean.
+    As published the classifier tells the modes INSIDE the target domain. Of a classifier that answers Q questions (attributes,
+    yes or no) the score is the mean over questions, `<name>/<question>` each one's, and `/exp` the exponential of the mean.
 
     Args:
         pipeline: a translator; one without random styles has one translation a picture, and its CIS is 0 by definition.
@@ -206,8 +207,8 @@ def inception_scores(
         protocol: `munit` (100 inputs x 100 samples), `quick` (20 x 10), or numbers of your own, which are then in the name.
         ranks: who shares the work; every rank calls this with the same arguments, and every rank gets the numbers.
 
-    Raises ValueError for unknown protocols, for fewer inputs than the protocol has, for one class only, and for probabilities that
-    are none.
+    Raises ValueError for unknown protocols, for fewer inputs than the protocol has, for one class only, and for answers
+    that are no probabilities.
     """
     sampling = _protocol(protocol, INCEPTION_PROTOCOLS)
     if classifier.classes < 2:
@@ -215,13 +216,13 @@ def inception_scores(
     if sampling.samples < 2:
         raise ValueError(f"an inception score needs at least 2 samples of an input, not {sampling.samples}")
     rows = _inputs(cases, sampling, protocol)
-    drawn = Translations(pipeline, cases, sampling.samples, seed)
     several, questions, classes = pipeline.random_styles, len(classifier.questions), classifier.classes
+    drawn = Translations(pipeline, cases, sampling.samples if several else 0, seed)
     own = torch.zeros(len(rows), questions, dtype=torch.double)  # CIS by input
     means = torch.zeros(len(rows), questions, classes, dtype=torch.double)
     within = torch.zeros(len(rows), questions, dtype=torch.double)  # the mean of -entropy over an input's samples
     for place in range(ranks.rank, len(rows), ranks.world):
-        found = _probabilities(drawn, rows[place], sampling.samples, classifier, several)
+        found = _probabilities(drawn, rows[place], classifier)
         own[place], means[place] = conditional_inception_score(found[None])[0], found.mean(0)
         within[place] = torch.xlogy(found, found).sum(-1).mean(0)
     own, means, within = (ranks.reduce(state.to(classifier.device)).cpu() for state in (own, means, within))
@@ -272,12 +273,13 @@ def lpips_diversity(
     return Measurement(Judgement({name: float(own.mean())}, by_picture), about)
 
 
-def _probabilities(drawn: Translations, case: int, samples: int, classifier: Classifies, several: bool) -> Tensor:
-    """What the classifier says (n, Q, K) of one picture's translations, float64. Raises ValueError where it says nothing."""
-    if several:
-        found = torch.cat([classifier.probabilities(drawn.draw(case, part)) for part in _parts(samples)]).double().cpu()
-    else:
-        found = classifier.probabilities(drawn[range(case * samples, case * samples + 1)]).double().cpu()
+def _probabilities(drawn: Translations, case: int, classifier: Classifies) -> Tensor:
+    """What the classifier says (n, Q, K) of one picture's translations, float64; n is 1 where they are all the same.
+
+    Raises ValueError for what are no probabilities.
+    """
+    batches = (drawn.draw(case, part) for part in _parts(drawn.samples)) if drawn.samples else iter([drawn[[case]]])
+    found = torch.cat([classifier.probabilities(images) for images in batches]).double().cpu()
     total = found.sum(-1)
     if not bool((found >= 0).all()) or not torch.allclose(total, torch.ones_like(total), atol=1e-4):
         raise ValueError(f"{classifier.name} says no probabilities of the translations of {drawn.cases.ids[case]}")
@@ -288,7 +290,7 @@ def _parts(samples: int) -> list[range]:
     return [range(start, min(start + BATCH, samples)) for start in range(0, samples, BATCH)]
 
 
-def _protocol[P: Sampling](protocol: str | P, known: dict[str, P]) -> P:
+def _protocol(protocol: str | Protocoled, known: dict[str, Protocoled]) -> Protocoled:
     if not isinstance(protocol, str):
         return protocol
     if protocol not in known:
@@ -314,9 +316,7 @@ def _scores(name: str, nats: Tensor, questions: Sequence[str]) -> dict[str, floa
     return {name: mean, f"{name}/exp": exp(mean), **parts}
 
 
-def _by_question(
-    name: str, own: Tensor, rows: Sequence[int], count: int, questions: Sequence[str]
-) -> dict[str, ByPicture]:
+def _by_question(name: str, own: Tensor, rows: Sequence[int], count: int, questions: Sequence[str]) -> dict[str, ByPicture]:
     """Scores (N, Q) of the inputs at `rows` in the order of all cases; the others count 0."""
     values, weights = torch.zeros(count, len(questions), dtype=torch.double), torch.zeros(count, dtype=torch.double)
     values[list(rows)], weights[list(rows)] = own, 1.0
@@ -324,9 +324,7 @@ def _by_question(
     return {part: ByPicture(values[:, index], weights) for index, part in enumerate(names)}
 
 
-def _about(
-    network: Classifies | Compares, inputs: int, samples: int, seed: int, several: bool
-) -> dict[str, str | int | float]:
+def _about(network: Classifies | Compares, inputs: int, samples: int, seed: int, several: bool) -> dict[str, str | int | float]:
     """What the numbers depend on."""
-    facts = {"features": network.name, "digest": network.digest, "inputs": inputs, "samples": samples, "seed": seed}
-    return {**facts, "random_styles": int(several)}
+    counts = {"inputs": inputs, "samples": samples, "seed": seed, "random_styles": int(several)}
+    return {"features": network.name, "digest": network.digest, **counts}

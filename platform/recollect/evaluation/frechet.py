@@ -1,8 +1,8 @@
 """Distances between two sets of pictures in a network's features: Frechet's (FID) and the kernel's (KID), by torchmetrics.
 
 A distance is named by its protocol: `fid_1000@inception` compares 1,000 translations with as many real pictures in the published
-features, `fid_200v50@classifier:1a2b3c4d` 200 with 50 in the features of the classifier with that digest. Features, counts and
-pictures have to be the same for two numbers to be compared: the expectation of FID falls as the counts grow, that of KID does not.
+features, `fid_200v50@classifier:1a2b3c4d` 200 with 50 in the features of the classifier with that digest. Two numbers can be
+compared where features, counts and pictures are the same: the expectation of FID falls as the counts grow, that of KID does not.
 
 On several ranks every rank describes its share, in the batches that one process would make, and what is kept are sums: of
 features and their products for FID, of rows that are zero elsewhere for KID. So the number of ranks changes the order of
@@ -178,9 +178,7 @@ def _sides(real: PictureSet, fake: PictureSet, count: int | None) -> list[tuple[
     return sides
 
 
-def _described(
-    extractor: Describes, pictures: PictureSet, rows: Sequence[int], ranks: Ranks
-) -> Iterator[tuple[range, Tensor]]:
+def _described(extractor: Describes, pictures: PictureSet, rows: Sequence[int], ranks: Ranks) -> Iterator[tuple[range, Tensor]]:
     """The features (B, F) of this rank's batches, float64, each with where its rows are."""
     sizes: set[tuple[int, ...]] = set()
     for number, start in enumerate(range(0, len(rows), BATCH)):

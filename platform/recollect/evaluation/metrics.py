@@ -6,6 +6,7 @@ Pictures are floats in [0, 1].
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
@@ -23,14 +24,16 @@ class Metric:
     """A metric's name, which way is up, its unit, what it needs to be computed, and what it says.
 
     `parts` is what `name/<part>` stands for (a region, an attribute) where a table shows the parts as well; empty: it does not.
+    `protocols`: what is measured goes by `name_<protocol>@<features>`, because the number depends on both.
     """
 
     name: str
     higher_is_better: bool
     unit: str
-    needs: Literal["truth", "pictures", "memory", "boxes", "attributes", "embeddings", "classifier"]
+    needs: Literal["truth", "pictures", "memory", "boxes", "attributes", "embeddings", "classifier", "features"]
     about: str
     parts: str = ""
+    protocols: bool = False
 
     @property
     def arrow(self) -> str:
@@ -139,6 +142,14 @@ _OF_RETRIEVERS = (
     Metric("lift/average", True, "of [0, 1]", "embeddings", "lift over chance of P@10, attributes and content averaged"),
     Metric("counterpart_at_10", True, "share", "embeddings", "queries that find the very same face as wanted among the ten"),
 )
+_BY_PROTOCOL = (  # recollect.evaluation.diversity and recollect.evaluation.frechet; docs/metrics.md says what the names say
+    Metric("is", True, "nats", "classifier", "how sure a classifier is of translations and how they differ", protocols=True),
+    Metric("cis", True, "nats", "classifier", "the same of the translations of one picture, then the mean", protocols=True),
+    Metric("lpips", True, "LPIPS", "features", "mean perceptual distance between translations of one picture", protocols=True),
+    Metric("fid", False, "squared distance", "features", "Fréchet distance of the features to real pictures'", protocols=True),
+    Metric("kid", False, "MMD²", "features", "kernel distance of the features to real pictures', unbiased", protocols=True),
+)
+_PROTOCOL = re.compile(r"_\d+(?:[vx]\d+(?:all|of\d+)?)?(?:_\d+x\d+)?(?:@.+)?")  # 1000, 200v50, 100x19, 100x10all, 500_50x100
 METRICS: dict[str, Metric] = {}
 
 
@@ -155,21 +166,24 @@ def register(*metrics: Metric) -> None:
             )
 
 
-register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_RETRIEVERS)
+register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_RETRIEVERS, *_BY_PROTOCOL)
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name; a part of one (`scene_error/car`) has the metric it is a part of.
+    """The metric of that name; a part of one (`scene_error/car`) and a protocol of one (`fid_1000@inception`) have that metric.
 
     Raises ValueError with the names that exist.
 
-    >>> find_metric("scene_error/car").arrow
-    '↓'
+    >>> find_metric("scene_error/car").arrow, find_metric("cis_20x10@classifier:0a1b2c3d/Male").name
+    ('↓', 'cis')
     """
     family = name
     while family:
         if family in METRICS:
             return METRICS[family]
+        stem, underscore, protocol = family.partition("_")
+        if stem in METRICS and METRICS[stem].protocols and _PROTOCOL.fullmatch(underscore + protocol):
+            return METRICS[stem]
         family = family.rpartition("/")[0]
     raise ValueError(f"there is no metric {name!r}{did_you_mean(name, METRICS)}")
 
