@@ -19,7 +19,8 @@ import recollect
 from recollect.batch import Guide
 from recollect.bundle import open_bundle
 from recollect.data.transforms import to_unit
-from recollect.pipeline import Pipeline, pad_to
+from recollect.pipeline import pad_to
+from recollect.retrieval.guided import open_pipeline
 from recollect.styles import Shown, Style, StyleError, check, choose
 from recollect.trainable import ClassWise
 from serve.errors import ApiError
@@ -111,7 +112,7 @@ class BatchTranslator:
     def __init__(self, bundle: str, device: str = "cpu", max_pixels: int = 2048 * 2048) -> None:
         opened = open_bundle(bundle)
         self.run, self.digest, self.max_pixels = opened.run, opened.digest, max_pixels
-        self.pipeline = Pipeline.open(opened, device)
+        self.pipeline = open_pipeline(opened, device)
         self.name = self.pipeline.name
         self.random_styles, self.extras = self._warm_up()
 

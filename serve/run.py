@@ -24,7 +24,7 @@ import ray
 import ray.serve
 import torch
 
-from recollect.pipeline import Pipeline
+from recollect.retrieval.guided import open_pipeline
 from serve.app import INGRESS_CPUS, Args, build
 
 APPLICATION = "recollect"
@@ -110,7 +110,7 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
     uri = os.fspath(bundle)
     if local:
         uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
-        Pipeline.open(uri)  # a bundle that does not open says so here, in one line, and not from a replica's log
+        open_pipeline(uri)  # a bundle that does not open says so here, in one line, and not from a replica's log
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options = {"cpus_per_replica": max(1, cores // options.get("replicas", 1)), **options}
     return Args(bundle=uri, device=device, **options)

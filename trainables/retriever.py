@@ -20,12 +20,12 @@ Legend: B pictures, S attributes, Z style dimensions, C channels, h x w cells, E
 Decisions:
 - `negatives` are cumulative as under Table 6: `medium` has the easy ones too, `all` is hard and own as well.
 - `easy = "printed"` is the text's: the style of another picture is another style, so even these teach what style is. The released
-  code's (`"released"`) pair another picture's content with a drawn style and with the wanted one; from those alone only content
-  can be learned, which is what Table 6 says of its easy negatives.
+  code's (`"released"`) pair another picture's content with a drawn style and with the wanted one, so half of them teach content
+  alone; Table 6's easy negatives, hardly better than chance, are more like these. The two count as one kind.
 - The loss is the mean over the kinds that are chosen (released: a sum, or a step each; the paper draws one kind a step, which has
   the same mean and more noise).
 - The wanted domain is any but the picture's own (`targets = "any"`); the released code flips one attribute (`"flip"`).
-- x_r is the other picture of a pair of neighbouring slots, so the joint batch is even on every rank.
+- x_r is any other picture, of whatever domain (the text: of another than the wanted one); it is the other picture of a pair of neighbouring slots, so the joint batch is even on every rank.
 - Units are dropped by the step's own draws, as everything random.
 - E_c, E_s and G are the parent's, frozen, and are inside this bundle, so that stage 3 and an index need no other.
 """
@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recollect.batch import Domains
-from recollect.bundle import absolute, open_parent
+from recollect.bundle import must_agree, open_parent
 from recollect.config import ModelConfig, Parent, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Trainable, weights_digest
@@ -50,6 +50,7 @@ from trainables.parts.embedding import Embedding, EmbeddingConfig
 from trainables.parts.mixture import drawn_other
 
 KINDS = ("easy", "medium", "hard", "own")  # of negatives
+RELEASED_EASY = ("easy_any", "easy_wanted")
 CUMULATIVE = {"easy": 1, "medium": 2, "hard": 3, "all": 4}  # how many of them a setting has
 
 
@@ -70,9 +71,12 @@ class RetrieverConfig(ModelConfig):
         if self.parent.digest:
             return self
         opened = open_parent(self.parent, "gmm_unit", self.name)
-        return self.model_copy(
-            update={"parent": Parent(bundle=absolute(self.parent.bundle), digest=opened.digest), "translator": opened.run.model}
-        )
+        must_agree(self.translator, opened.run.model, GMMUNITConfig.model_fields, self.parent.bundle, "model.translator")
+        parent = Parent(bundle=self.parent.bundle, digest=opened.digest)
+        return self.model_copy(update={"parent": parent, "translator": opened.run.model})
+
+    def inherited(self) -> frozenset[str]:
+        return frozenset({"translator"})
 
     def parents(self) -> dict[str, str]:
         return {"translator": self.parent.digest}
@@ -144,16 +148,17 @@ class Retriever(Trainable):
             others = {kind: self._negative(kind, step, task, content, style) for kind in kinds}
         anchor = self.embedding(content, style, noise("anchor"))
         near = self.embedding(*positive, noise("positive"))
-        losses = [
-            F.triplet_margin_loss(anchor, near, self.embedding(*pair, noise(kind)), self.config.margin)
+        losses = {
+            kind: F.triplet_margin_loss(anchor, near, self.embedding(*pair, noise(kind)), self.config.margin)
             for kind, pair in others.items()
-        ]
-        return {"triplet": torch.stack(losses).mean()}  # eq. 8
+        }
+        shares = torch.tensor([0.5 if kind in RELEASED_EASY else 1.0 for kind in losses], device=anchor.device)
+        return {"triplet": (torch.stack(list(losses.values())) * shares).sum() / shares.sum()}  # eq. 8
 
     def _kinds(self) -> tuple[str, ...]:
         """The kinds of negatives; the easy ones of the released code are two."""
         kinds = KINDS[: CUMULATIVE[self.config.negatives]]
-        return kinds if self.config.easy == "printed" else ("easy_any", "easy_wanted", *kinds[1:])
+        return kinds if self.config.easy == "printed" else (*RELEASED_EASY, *kinds[1:])
 
     def _negative(self, kind: str, step: Step, task: Task, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Content (B, C, h, w) and style (B, Z) of the negatives of a kind."""

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recollect.batch import Domains, Guide
-from recollect.bundle import absolute, open_parent
+from recollect.bundle import must_agree, open_parent
 from recollect.config import Choice, Parent, Range
 from recollect.trainable import Part, Phase, Queries, Step, weights_digest
 from trainables.gmm_unit import GMMUNIT, GMMUNITConfig, GMMUNITWeights
@@ -62,17 +62,22 @@ class RGUNITConfig(GMMUNITConfig):
         retriever = opened.run.model
         assert isinstance(retriever, RetrieverConfig)
         stage1 = {name: getattr(retriever.translator, name) for name in INHERITED}
-        parent = Parent(bundle=absolute(self.parent.bundle), digest=opened.digest)
+        must_agree(self, retriever.translator, INHERITED, self.parent.bundle)
+        must_agree(self, retriever, ("embedding",), self.parent.bundle)
+        parent = Parent(bundle=self.parent.bundle, digest=opened.digest)
         return self.model_copy(update={**stage1, "parent": parent, "embedding": retriever.embedding})
+
+    def inherited(self) -> frozenset[str]:
+        return frozenset({*INHERITED, "embedding"})
 
     def parents(self) -> dict[str, str]:
         return {"retriever": self.parent.digest}
 
 
 class RGUNITWeights(GMMUNITWeights):
-    """Stage 1's, without the divergence."""
+    """Stage 1's. The divergence moves nothing here, its encoder being frozen: it has no weight, and no range to search."""
 
-    kl: Annotated[float, Range(0.01, 1, log=True)] = 0.0
+    kl: float = 0.0
 
 
 class Fusion(nn.Module):
@@ -129,6 +134,8 @@ class RGUNIT(GMMUNIT):
         self.fusion: Fusion | None = None
         if config.guidance != "none":
             self.fusion = Fusion(channels, config.neighbours, config.fusion == "residual", config.init_std)
+        else:
+            self.guides = GMMUNIT.guides  # type: ignore[misc]  # neighbours would do nothing
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False)
 
@@ -178,7 +185,8 @@ class RGUNIT(GMMUNIT):
             ]
             return Queries(self.config.neighbours, ids, seeds=tuple(generator.initial_seed() for generator in generators))
         task = self.task(step)
-        style = self.target_style(task, self.style(task.images))
+        own = self.style(task.images) if task.kept.any() else task.noise[0]  # which nothing takes then
+        style = self.target_style(task, own)
         return Queries(self.config.neighbours, ids, self.embedding(self.content(task.images), style))
 
     def look_up(self, images: Tensor, source: int, target: int, guide: Guide) -> Queries | None:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 import recollect
 from recollect.batch import Domains
-from recollect.config import Parent, Run, did_you_mean, find_method, validated
+from recollect.config import Frozen, Parent, Run, did_you_mean, find_method, validated
 from recollect.trainable import Trainable
 
 FORMAT = 1
@@ -202,6 +202,14 @@ def open_parent(parent: Parent, method: str, child: str) -> Bundle:
             f"{parent.digest[:12]}); start a new run"
         )
     return opened
+
+
+def must_agree(own: Frozen, parent: Frozen, names: Iterable[str], parent_at: str, section: str = "model") -> None:
+    """Raise ValueError for one of these fields that was set, and not to what the parent has."""
+    for name in names:
+        value, wanted = getattr(own, name), getattr(parent, name)
+        if value not in (wanted, type(own).model_fields[name].default):
+            raise ValueError(f"{section}.{name} comes from {parent_at}, where it is {wanted!r}; leave it out")
 
 
 def _manifest(path: Path, uri: str | os.PathLike[str]) -> str:

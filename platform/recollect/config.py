@@ -76,6 +76,12 @@ class Parent(Frozen):
     bundle: str = ""  # a path or URI
     digest: str = ""
 
+    @field_validator("bundle")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """Workers stand in other folders."""
+        return value if not value or "://" in value else os.path.abspath(value)
+
 
 class ModelConfig(Frozen):
     """Base of every method's configuration; `name` is its name in the catalogue."""
@@ -89,6 +95,10 @@ class ModelConfig(Frozen):
     def with_parents(self) -> Self:
         """This configuration with what its parents' bundles determine: their configurations and digests."""
         return self
+
+    def inherited(self) -> frozenset[str]:
+        """The fields that parents determine: nothing to search, and an error to set otherwise."""
+        return frozenset()
 
     def parents(self) -> dict[str, str]:
         """The digests of the bundles it starts from, by what they are; for the manifest."""

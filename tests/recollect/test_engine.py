@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from recollect.batch import Batch
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.store import Store, write_store
@@ -70,6 +72,32 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_bit_equal(run: Run, tmp_pat
     rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss/self_rec" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 8
+
+
+class Broken:
+    """A judge that cannot judge."""
+
+    metric, mode, about = "scene_error", "min", "nothing"
+
+    def __call__(self, subject: object) -> dict[str, float]:
+        raise ValueError("no such picture")
+
+    def grid(self, subject: object) -> torch.Tensor:
+        raise AssertionError("nothing was judged")
+
+
+def test_a_judge_that_fails_does_not_take_the_training_with_it(run: Run, store: Store, tmp_path: Path) -> None:
+    run, domains = overlay(run, {"engine.checkpoint_every": 0, "engine.evaluate_every": 0}), domains_of(run, store)
+
+    class Noise:
+        def stream(self, start: int, stop: int) -> Iterator[tuple[int, tuple[Batch, ...]]]:
+            for step in range(start, stop):
+                yield step, noise_batches(run, domains, 2, range(2), step)
+
+    with pytest.raises(ValueError, match="no such picture"):
+        fit(run, Noise(), domains, tmp_path, judge=Broken())
+    assert step_of(tmp_path / "last") == run.engine.steps
+    fit(run, Noise(), domains, tmp_path, resume=tmp_path / "last")  # nothing is left to train
 
 
 def step_of(checkpoint: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from PIL import Image
 from recollect.batch import Guide
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
+from recollect.data.loader import Feed
 from recollect.data.schema import Record
 from recollect.data.store import Store, write_store
 from recollect.pipeline import Pipeline
+from recollect.retrieval.directory import change_index
 from recollect.retrieval.embed import build_index
 from recollect.retrieval.guided import open_pipeline
-from recollect.testing import TrainableContract, noise_search
+from recollect.search.space import searchable
+from recollect.testing import TrainableContract, noise_batches, noise_search
 from recollect.trainable import Embedder, Guided, Queries
 from recollect.training.engine import Trainer, build
 from recollect.training.session import suit, train
@@ -142,8 +146,6 @@ def test_both_fusing_convolutions_get_a_gradient_from_the_second_step_on(stages:
         run = small(fusion=fusion)
         trainer = Trainer(run, DOMAINS, device="cpu", search=noise_search)
         before = {name: p.clone() for name, p in trainer.model.named_parameters() if name.startswith("fusion")}
-        from recollect.testing import noise_batches
-
         for step in range(steps):
             trainer.update(noise_batches(run, DOMAINS, trainer.model.stride, range(2), step))
         for name, old in before.items():
@@ -173,8 +175,6 @@ def test_a_training_picture_never_finds_itself(stages: dict[str, Path], store: s
     assert "p00" not in excluded.ids[0] and "p01" not in excluded.ids[1]
     seen = Seen()
     trainer = Trainer(open_bundle(stages["rg"]).run, DOMAINS, device="cpu", search=seen)
-    from recollect.data.loader import Feed
-
     feed = Feed(Store.open(store), trainer.run.data, 2, trainer.model.stride, 0)
     for step, batches in feed.stream(0, 3):
         trainer.update(batches)
@@ -221,8 +221,32 @@ def test_bad_parents_and_indices_are_named(stages: dict[str, Path], store: str, 
         start(str(stages["index"]), stages["retriever"], neighbours=TRAIN)
     other = preset("retriever:tiny", **common, model={**SMALL, "parent": {"bundle": str(stages["gmm"])}})
     another = train(suit(overlay(other, {"seed": 5}), kept, lambda text: None), tmp_path / "other")
-    with pytest.raises(ValueError, match="belongs to|another"):
+    with pytest.raises(ValueError, match="the index at .* belongs to another embedder"):
         start(str(stages["index"]), another)
+    with pytest.raises(ValueError, match="model.sigma comes from .*retriever.*, where it is 0.5; leave it out"):
+        start(str(stages["index"]), stages["retriever"], sigma=0.9)
+
+
+def test_what_the_parents_determine_is_not_searched() -> None:
+    known = searchable(small())
+    assert "model.neighbours" in known and "weights.cyc_rec" in known
+    assert not {"model.sigma", "model.width", "model.embedding.dim", "weights.kl"} & set(known)
+
+
+def test_a_run_that_goes_on_with_another_index_is_refused(stages: dict[str, Path], store: str, tmp_path: Path) -> None:
+    run = suit(overlay(open_bundle(stages["rg"]).run, {"engine.steps": 3}), Store.open(store), lambda text: None)
+    index = tmp_path / "index"
+    shutil.copytree(stages["index"], index)
+    run = overlay(run, {"data.index": str(index)})
+
+    def stop(metrics: dict[str, float], checkpoint: Path | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(overlay(run, {"engine.checkpoint_every": 2}), tmp_path / "run", report=stop)
+    change_index(index, lambda found, manifest: (found.remove(["p03"]), manifest.origin)[1])
+    with pytest.raises(ValueError, match="was trained with another index"):
+        train(run, tmp_path / "run", resume=True)
 
 
 def test_a_stage_that_was_killed_goes_on_bit_equal(stages: dict[str, Path], store: str, tmp_path: Path) -> None:
@@ -240,8 +264,9 @@ def test_a_stage_that_was_killed_goes_on_bit_equal(stages: dict[str, Path], stor
     with pytest.raises(Killed):
         train(run, tmp_path / "stopped", report=stop)
     resumed = open_bundle(train(run, tmp_path / "stopped", resume=True))
-    for name, tensor in whole.state("model").items():
-        assert torch.equal(tensor, resumed.state("model")[name]), name
+    for which in ("model", "ema"):
+        for name, tensor in whole.state(which).items():
+            assert torch.equal(tensor, resumed.state(which)[name]), name
 
 
 def test_the_index_may_be_larger_than_the_labelled_set(stages: dict[str, Path], store: str, tmp_path: Path) -> None:

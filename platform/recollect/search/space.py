@@ -19,8 +19,9 @@ Spread = Range | Choice
 
 
 def searchable(run: Run) -> dict[str, tuple[Spread, Any]]:
-    """Every searchable field of this run: dotted name -> (range, present value)."""
-    return dict(_fields(run, ""))
+    """Every searchable field of this run: dotted name -> (range, present value); none that a parent's bundle determines."""
+    inherited = {f"model.{name}" for name in run.model.inherited()}
+    return {name: found for name, found in _fields(run, "") if ".".join(name.split(".")[:2]) not in inherited}
 
 
 def _fields(section: BaseModel, prefix: str) -> Iterable[tuple[str, tuple[Spread, Any]]]:

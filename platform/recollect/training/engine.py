@@ -248,7 +248,8 @@ class Trainer:
     def resume(self, path: Path, parents: Mapping[str, str]) -> list[dict[str, Any]]:
         """Go on from a checkpoint; returns its history. The step after this is the one that would have come.
 
-        Raises ValueError where model, seed, batch size or data (by settings, or by digest in `parents`) are not what they were.
+        Raises ValueError where model, seed, batch size, data (by settings, or by digest in `parents`) or the index are not what
+        they were.
         """
         opened = bundles.open_bundle(path)
         own, now, elsewhere = opened.run, self.run, {"store": ""}  # a store may have moved; its digest tells
@@ -259,6 +260,8 @@ class Trainer:
             "data": own.data.model_copy(update=elsewhere) == now.data.model_copy(update=elsewhere)
             and opened.manifest["parents"].get("data") == parents.get("data"),
         }
+        before = opened.manifest["parents"].get("index")
+        same["index"] = before is None or parents.get("index") in (None, before)  # the neighbours would be others
         other = [name for name, equal in same.items() if not equal]
         if other:
             raise ValueError(
@@ -375,8 +378,10 @@ class _Loop:
         """Evaluate where asked, save a checkpoint, report. Every rank comes here at the same steps."""
         began, metrics = time.monotonic(), dict[str, float]()
         if self.tracker is not None:
-            metrics = self._evaluate() if evaluate else {}
-            self.trainer.save(self.directory / "last", self.tracker.history, self.parents)
+            try:
+                metrics = self._evaluate() if evaluate else {}
+            finally:  # a judge that cannot judge does not take the training with it
+                self.trainer.save(self.directory / "last", self.tracker.history, self.parents)
         self.trainer.ranks.barrier()
         if self.report is not None:
             self.report({"step": float(self.trainer.step), **metrics}, self.directory / "last" if self.main else None)
