@@ -1,13 +1,14 @@
 """How much translations of one picture differ: inception scores and pair-wise LPIPS, by the protocols of the papers.
 
 `cis_100x100@<features>` is MUNIT's conditional inception score over 100 inputs with 100 translations each,
-`is_100x100@<features>` the inception score of the same translations. Both are in nats, as the formula says; `.../exp` are their exponentials, as
-the released codes print. `lpips_100x19` is the mean LPIPS (published AlexNet) over 19 disjoint pairs of translations of each of 100 inputs;
-`x10all` compares all pairs of ten, `x50of50` fifty random pairs among fifty. The name of what was measured with any other network
-goes on with `@<features>`.
+`is_100x100@<features>` the inception score of the same translations. Both are in nats, as the formula says; `.../exp` are their
+exponentials, as the released codes print. `lpips_100x19` is the mean LPIPS (published AlexNet) over 19 disjoint pairs of
+translations of each of 100 inputs; `x10all` compares all pairs of ten, `x50of50` fifty random pairs among fifty. The name of
+what was measured with any other network goes on with `@<features>`.
 
 - CIS grows with the number n of samples: with three equally likely modes, each told for sure, its expectation is 0.462 at n = 2,
-  0.989 at n = 10, 1.089 at n = 100, and ln 3 = 1.099 in the limit. So n is in the name, and numbers of different n are not compared.
+  0.989 at n = 10, 1.089 at n = 100, and ln 3 = 1.099 in the limit. So n is in the name, and numbers of different n are not
+  compared.
 - Neither says whether translations are good: noise is diverse. They stand beside FID and what compares with truth.
 - Sample j of an input is drawn from a seed of its own, made of (seed, input's id, j). Rank r of R takes every R-th input.
 

@@ -13,6 +13,7 @@ Legend: M, N pictures, B of them at once, H x W pixels, F features.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -123,9 +124,10 @@ def kid(
     sides = _sides(real, fake, count)
     used = min(size, *(len(rows) for _, rows in sides))
     whole = all(len(rows) == used for _, rows in sides)  # then every subset is the same
-    distance = KernelInceptionDistance(
-        feature=_given(extractor.features), subsets=1 if whole else subsets, subset_size=used, sync_on_compute=False
-    )
+    times = 1 if whole else subsets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features; so says our own docstring
+        distance = KernelInceptionDistance(_given(extractor.features), subsets=times, subset_size=used, sync_on_compute=False)
     for side, (pictures, rows) in enumerate(sides):
         table = torch.zeros(len(rows), extractor.features, dtype=torch.double, device=extractor.device)
         for places, found in _described(extractor, pictures, rows, ranks):
@@ -137,7 +139,7 @@ def kid(
     reals, fakes = (len(rows) for _, rows in sides)
     protocol = "" if (subsets, size) == (KERNEL_SUBSETS, KERNEL_SIZE) else f"_{subsets}x{size}"
     name = _named("kid", fakes, reals, extractor, protocol)
-    about = {"subsets": 1 if whole else subsets, "subset_size": used, "deviation": float(deviation), "seed": seed}
+    about = {"subsets": times, "subset_size": used, "deviation": float(deviation), "seed": seed}
     return Measurement(Judgement({name: float(mean)}, {}), _about(extractor, reals, fakes) | about)
 
 
@@ -197,7 +199,8 @@ def _accumulator(features: int, device: torch.device):  # type: ignore[no-untype
     from torchmetrics.image.fid import FrechetInceptionDistance  # of the extra `evaluate`; training a classifier needs none
 
     distance = FrechetInceptionDistance(feature=_given(features), sync_on_compute=False).set_dtype(torch.float64).to(device)
-    distance.orig_dtype = torch.float64  # it takes it from what it is given, and a rank without pictures is given nothing
+    nothing = torch.zeros(0, features, dtype=torch.double, device=device)  # a rank without pictures has been given something, too
+    distance.update(nothing, real=True)
     return distance
 
 
