@@ -10,23 +10,29 @@ stages 1 and 2 did not see (`data.limit`): it needs no labels.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from experiments.tables import Arm
+from experiments.tables import Arm, OnRay
 from experiments.tables.suites import SHOWN, Setting
 from recollect.config import Run, merge, overlay, preset
 
 if TYPE_CHECKING:  # a recipe is imported for its help as well, which should not take the seconds that torch takes
     from torch import Tensor
 
-    from recollect.evaluation.attribute_cases import AttributeCases
+    from recollect.data.store import Store
+    from recollect.evaluation.attribute_cases import AttributeCases, Flip
     from recollect.evaluation.baselines import Row
+    from recollect.evaluation.classification import JudgeByClassifier
     from recollect.evaluation.retrieval import RetrievalJudge
     from recollect.evaluation.validate import Judgement
+    from recollect.pipeline import Pipeline
+    from recollect.trainable import Queries as Looked
+    from recollect.trainable import Search
 
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair")
 STYLE = (*HAIR, "Male", "Young")  # the attributes of section 4; the others of the data are content
@@ -41,6 +47,8 @@ WORLD: dict[str, dict[str, Any]] = {  # the papers' networks at half their width
     "rg_unit": {"engine": {"steps": 30_000, "batch_size": 8}},
 }
 RETRIEVAL, TRANSLATION = "retrieval", "translation"
+NEIGHBOURS = 3  # of a translation, in the grid
+CHECKPOINTS = 20  # of the classifier's training: so much of it is lost at most when it is stopped
 
 
 def stage(method: str, store: str, small: bool, world: bool, **sections: Any) -> Run:
@@ -50,14 +58,17 @@ def stage(method: str, store: str, small: bool, world: bool, **sections: Any) ->
     return preset(f"{method}:{'tiny' if small else 'paper'}", **merge(merge(quiet, scale), sections))
 
 
-def from_translator(run: Run, bundles: Mapping[str, str], place: str) -> Run:
+def from_translator(run: Run, bundles: Mapping[str, str], place: str, on: OnRay | None = None) -> Run:
     """Stage 2 from the bundle of stage 1."""
     (bundle,) = bundles.values()
     return overlay(run, {"model.parent.bundle": bundle})
 
 
-def from_retriever(run: Run, bundles: Mapping[str, str], place: str) -> Run:
-    """Stage 3 from the bundle of stage 2, with an index of all training pictures, which is built at `place` once."""
+def from_retriever(run: Run, bundles: Mapping[str, str], place: str, on: OnRay | None = None) -> Run:
+    """Stage 3 from the bundle of stage 2, with an index of all training pictures, which is built at `place` once.
+
+    On Ray as many workers embed the pictures as a run has; else this process does.
+    """
     from recollect.retrieval.directory import read_manifest
     from recollect.retrieval.embed import build_index
 
@@ -69,7 +80,8 @@ def from_retriever(run: Run, bundles: Mapping[str, str], place: str) -> Run:
     try:
         read_manifest(index)
     except ValueError:  # not there: it is written last, and whole
-        build_index(bundle, run.data.store, index, domains=run.data.domains or None)
+        where: dict[str, Any] = {"workers": on.workers, "address": on.address} if on else {}
+        build_index(bundle, run.data.store, index, domains=run.data.domains or None, **where)
     return overlay(started, {"data.index": index})
 
 
@@ -107,16 +119,30 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Translations:
+    """What translators are judged on: flips of test pictures, and a classifier that has seen the pictures."""
+
+    flips: AttributeCases
+    by_classifier: JudgeByClassifier
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.flips.ids
+
+
+@dataclass(frozen=True)
 class StagesSuite:
     """Retrievers by precision at ten; translators by exact counterparts where a world has them, and by a classifier.
 
     Args:
         pictures: test pictures; None: all.
         classifier: the bundle of a classifier of attributes, which `equipped` trains.
+        digest: the classifier's.
     """
 
     pictures: int | None = None
     classifier: str = ""
+    digest: str = ""
     version = "rg_unit 1"
     how = """A query asks for the content of a test picture with the style attributes of another one at random; the gallery is
 the test split, each face once. Precision at ten is the share of the first ten that have the attribute as asked (style) or as the
@@ -130,22 +156,28 @@ with each other and with nothing published. Neighbours are training pictures."""
         return replace(self, pictures=pictures)
 
     def equipped(self, place: str, run: Run, say: Callable[[str], None]) -> Self:
-        """With a classifier of all attributes, trained below `place`: the small one on a drawn world, else the paper's."""
-        from recollect.bundle import copy, open_bundle
-        from recollect.data.store import Store
-        from recollect.training.session import suit, train
+        """With a classifier of all attributes, trained below `place`: the small one on a drawn world, else the paper's.
 
-        kept = f"{place}/classifier"
+        There is one for each store. Where `place` is a folder, a training that was killed goes on.
+        """
+        from recollect.bundle import open_bundle
+        from recollect.data.store import Store
+
+        store = Store.open(run.data.store)
+        size = "tiny" if store.manifest.source.startswith("faces ") else "paper"
+        kept = f"{place}/classifier-{size}-{store.digest[:12]}"
         try:
-            open_bundle(kept)
+            opened = open_bundle(kept)
         except (ValueError, OSError):  # it is not there
-            store = Store.open(run.data.store)
-            drawn = store.manifest.source.startswith("faces ")
-            say("training the classifier that judges")
-            chosen = preset(f"classifier:{'tiny' if drawn else 'paper'}", data={"store": run.data.store})
-            with tempfile.TemporaryDirectory(prefix="recollect-classifier-") as folder:
-                copy(train(suit(chosen, store, lambda text: None), Path(folder) / "run"), kept)
-        return replace(self, classifier=kept)
+            _train_classifier(kept, preset(f"classifier:{size}", data={"store": run.data.store}), store, say)
+            opened = open_bundle(kept)
+        return replace(self, classifier=kept, digest=opened.digest)
+
+    def instrument(self, setting: str) -> str | None:
+        """The classifier that judges translations."""
+        if setting != TRANSLATION:
+            return ""
+        return f"classifier {self.digest}" if self.digest else None
 
     def settings(self, run: Run) -> Sequence[Setting]:
         cut = f"test/{run.data.size}/{run.data.short_side or run.data.size}/{self.pictures or 'all'}"
@@ -153,65 +185,90 @@ with each other and with nothing published. Neighbours are training pictures."""
             return (Setting(RETRIEVAL, "Retrieval: the content of a picture with other attributes", cut),)
         return (Setting(TRANSLATION, "Translation: each attribute changed", cut),)
 
-    def cases(self, run: Run, setting: Setting) -> Queries | AttributeCases:
+    def cases(self, run: Run, setting: Setting) -> Queries | Translations:
         from recollect.data.store import Store
         from recollect.evaluation.attribute_cases import gather
+        from recollect.evaluation.classification import JudgeByClassifier
         from recollect.evaluation.retrieval import RetrievalJudge
+        from recollect.training.engine import pick_device
 
         store = Store.open(run.data.store)
         run = overlay(run, {"data.domains": run.data.domains or store.domains.names[:1]})
         if setting.name == TRANSLATION:
-            return gather(store, run, "test", STYLE, (HAIR,), self.pictures)
+            flips = gather(store, run, "test", STYLE, (HAIR,), self.pictures)
+            return Translations(flips, JudgeByClassifier(self.classifier, flips, pick_device(run.engine.device)))
         judge = RetrievalJudge(store, run, "test", self.pictures or len(store))
         return Queries(tuple(judge.ids[place] for place in judge.queries), judge)
 
-    def baselines(self, run: Run, setting: Setting, cases: Queries | AttributeCases) -> list[Row]:
-        from recollect.evaluation.attributes import inputs_of, judge_flips
+    def baselines(self, run: Run, setting: Setting, cases: Queries | Translations) -> list[Row]:
+        from recollect.evaluation.attributes import judge_inputs
         from recollect.evaluation.baselines import Row
-        from recollect.evaluation.validate import Judgement
 
         if isinstance(cases, Queries):
             expected = cases.judge.expected(_Asking()).judgement()
             return [Row("random retrieval", "baseline", "ten drawn at random: the exact expectation", expected)]
-        nothing = judge_flips(inputs_of(cases), cases)
-        by_classifier = self._classifier(cases)
-        said = by_classifier.judge(cases.images.float() / 255).judgement
-        nothing = Judgement({**nothing.values, **said.values}, {**nothing.by_picture, **said.by_picture})
+        nothing = _both(judge_inputs(cases.flips), cases.by_classifier.nothing().judgement)
         return [
             Row("the input itself", "baseline", "nothing is translated", nothing),
-            Row("real pictures", "ceiling", "with their own attributes", by_classifier.real().judgement),
+            Row("real pictures", "ceiling", "with their own attributes", cases.by_classifier.real().judgement),
         ]
 
-    def judge(self, bundle: str, cases: Queries | AttributeCases) -> Judgement:
+    def judge(self, bundle: str, cases: Queries | Translations) -> Judgement:
         from recollect.bundle import open_bundle
-        from recollect.evaluation.attributes import judge_flips, translate_flips
-        from recollect.evaluation.validate import Judgement
-        from recollect.retrieval.guided import open_pipeline
+        from recollect.evaluation.attributes import check_neighbours, judge_pipeline
         from recollect.training.engine import pick_device
 
         opened = open_bundle(bundle)
-        device = pick_device(opened.run.engine.device)
         if isinstance(cases, Queries):
-            model: Any = opened.build().to(device)
+            model: Any = opened.build().to(pick_device(opened.run.engine.device))
             return cases.judge.judgement(model)
-        pipeline = open_pipeline(opened, device)
-        flips = judge_flips(translate_flips(pipeline, cases), cases)
-        said = self._classifier(cases)(pipeline).judgement
-        return Judgement({**flips.values, **said.values}, {**flips.by_picture, **said.by_picture})
+        pipeline = _pipeline(bundle)
+        check_neighbours(pipeline, "test", opened.run.data.index)
+        return _both(judge_pipeline(pipeline, cases.flips), cases.by_classifier(pipeline).judgement)
 
-    def grid(self, cases: Queries | AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor | None:
+    def grid(self, cases: Queries | Translations, bundles: Mapping[str, str], reference: str) -> Tensor | None:
         """Retrieval: query, what is wanted, what the last arm finds. Translation: what every arm makes of one flip a face."""
         from recollect.bundle import open_bundle
 
         if isinstance(cases, Queries):
             model: Any = open_bundle(bundles.get(reference, list(bundles.values())[-1])).build()
             return cases.judge.grid(model, SHOWN)
-        return _flips_shown(cases, bundles)
+        return _flips_shown(cases.flips, bundles, reference)
 
-    def _classifier(self, cases: AttributeCases) -> Any:
-        from recollect.evaluation.classification import JudgeByClassifier
 
-        return JudgeByClassifier(self.classifier, cases)
+def _train_classifier(kept: str, run: Run, store: Store, say: Callable[[str], None]) -> None:
+    """Train a classifier and leave its bundle at `kept`."""
+    from recollect.bundle import copy
+    from recollect.training.session import suit, train
+
+    every = max(run.engine.steps // CHECKPOINTS, 1)
+    suited = overlay(suit(run, store, lambda text: None), {"engine.checkpoint_every": every})
+    if "://" in kept:
+        say(f"training the classifier that judges, {run.engine.steps} steps; if this is killed they begin anew")
+        with tempfile.TemporaryDirectory(prefix="recollect-classifier-") as folder:
+            copy(train(suited, Path(folder) / "run"), kept)
+        return
+    work = Path(f"{kept}-training")
+    say(f"training the classifier that judges, {run.engine.steps} steps in {work}; if this is killed the same command goes on")
+    copy(train(suited, work, resume=True), kept)
+    shutil.rmtree(work)
+
+
+def _pipeline(bundle: str) -> Pipeline:
+    """The bundle, with what finds its neighbours, on the device that it was trained for."""
+    from recollect.bundle import open_bundle
+    from recollect.retrieval.guided import open_pipeline
+    from recollect.training.engine import pick_device
+
+    opened = open_bundle(bundle)
+    return open_pipeline(opened, pick_device(opened.run.engine.device))
+
+
+def _both(one: Judgement, other: Judgement) -> Judgement:
+    """All that two judgements of the same pictures say."""
+    from recollect.evaluation.validate import Judgement
+
+    return Judgement({**one.values, **other.values}, {**one.by_picture, **other.by_picture})
 
 
 class _Asking:
@@ -220,15 +277,17 @@ class _Asking:
     def style_attributes(self) -> tuple[str, ...]:
         return STYLE
 
+    def exclusive_attributes(self) -> tuple[tuple[str, ...], ...]:
+        return (HAIR,)
 
-def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str]) -> Tensor:
-    """Input | what is wanted | every arm | the true one | the neighbours that guided, where something did."""
+
+def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor:
+    """Input | what is wanted | every arm | the true one | the first neighbours that guided the reference, where some did."""
     import torch
 
     from recollect.evaluation.attributes import translate_to
     from recollect.evaluation.grids import picture_grid
     from recollect.evaluation.retrieval import named
-    from recollect.retrieval.guided import open_pipeline
 
     by_face = {flip.picture: [other for other in cases.flips if other.picture == flip.picture] for flip in cases.flips}
     faces = sorted(by_face)[:: max(len(by_face) // SHOWN, 1)][:SHOWN]
@@ -238,8 +297,38 @@ def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str]) -> Tensor:
         "wanted": [named(cases.names, flip.wanted, cases.groups) for flip in chosen],
     }
     for arm, bundle in bundles.items():
-        drawn = translate_to(open_pipeline(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
+        drawn = translate_to(_pipeline(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
         columns[arm] = (drawn * 255).round().to(torch.uint8)
     if cases.renders is not None:
         columns["true"] = torch.stack([cases.renders[flip.picture][flip.answers[0]] for flip in chosen])
+    found = _neighbours(_pipeline(bundles[reference]), cases, chosen) if reference in bundles else None
+    for place in range(0 if found is None else min(NEIGHBOURS, found.shape[1])):
+        columns[f"neighbour {place + 1} of {reference}"] = found[:, place]  # type: ignore[index]  # there is something to count
     return picture_grid(columns)
+
+
+class _Noting:
+    """A search that remembers what it found."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.found: list[Tensor] = []
+
+    def __call__(self, queries: Looked) -> Tensor:
+        self.found.append(self.search(queries))
+        return self.found[-1]
+
+
+def _neighbours(pipeline: Pipeline, cases: AttributeCases, flips: Sequence[Flip]) -> Tensor | None:
+    """The pictures (F, k, 3, P, P) uint8 that guide a pipeline in these flips; None where nothing does."""
+    import torch
+
+    from recollect.data.transforms import to_uint8
+    from recollect.evaluation.attributes import translate_to
+
+    if pipeline.search is None:
+        return None
+    pipeline.search = noting = _Noting(pipeline.search)
+    for flip in flips:  # one by one: translations of several domains are not made in order
+        translate_to(pipeline, cases, [(flip.picture, flip.wanted)])
+    return to_uint8(torch.cat(noting.found)) if noting.found else None

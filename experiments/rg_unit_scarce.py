@@ -47,11 +47,12 @@ def arms(store: str = "", small: bool = False, world: bool = False) -> list[Arm]
     """The three stages and the controls of stage 3 for each share of the labels."""
     from recollect.data.store import Store
 
-    counts = Store.open(store).manifest.counts["train"]
+    opened = Store.open(store)
+    count = opened.manifest.counts["train"][opened.domains.names[0]]  # of the domain that these runs take; a limit is of one
     size, found = (store, small, world), list[Arm]()
     for share in SHARES:
         # all of them is no limit at all and has no suffix, so that these runs are those of rg_unit_celeba
-        part: dict[str, Any] = {"data": {"limit": sum(counts.values()) * share // 100}} if share < 100 else {}
+        part: dict[str, Any] = {"data": {"limit": count * share // 100}} if share < 100 else {}
         found += [
             gmm(*size, name=named("GMM-UNIT", share), **part),
             retriever(*size, name=named("all", share), parent=named("GMM-UNIT", share), shown=False, **part),

@@ -4,10 +4,11 @@
     ray submit cluster.yaml experiments/tune_retrieval.py           a cluster
     python experiments/tune_retrieval.py --store s3://bucket/celeba --preset paper --translator s3://bucket/gmm/best
 
-Stage 1 is given (--translator) or trained. Retrievers are judged by the lift of P@10 over chance, decoders by the distance to
-each face's exact counterpart (without counterparts: by features), both on the validation split; the winner is read on the test
-split once, at the end. Results: <storage>/retriever and <storage>/rg_unit (each with trials.parquet and winner),
-<storage>/index, <storage>/test.parquet. With --resume whatever is finished stays.
+Stage 1 is given (--translator) or trained; one that this very command trained before in --storage is taken again. Retrievers are
+judged by the lift of P@10 over chance, decoders by the distance to each face's exact counterpart (without counterparts: by
+features), both on the validation split; the winner is read on the test split once, at the end. Results: <storage>/retriever and
+<storage>/rg_unit (each with trials.parquet and winner), <storage>/index, <storage>/test.parquet. With --resume whatever is
+finished stays.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments import searching
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from recollect.bundle import Bundle
     from recollect.cluster import Cluster
     from recollect.config import Run
     from recollect.data.store import Store
+    from recollect.training.launch import Resources
 
 STAGE1, STAGE2, STAGE3 = "gmm_unit", "retriever", "rg_unit"
 OVER = {
@@ -72,10 +78,9 @@ def parser() -> argparse.ArgumentParser:
 def search(arguments: argparse.Namespace) -> None:
     """Stage 1, the search for a retriever, its index, the search for a decoder, and the winner's test table."""
     from experiments.stores import faces
-    from recollect.bundle import filesystem_of
     from recollect.cluster import connect
     from recollect.data.store import Store
-    from recollect.evaluation.evaluate import append, evaluate, show
+    from recollect.evaluation.evaluate import show
     from recollect.retrieval.directory import read_manifest
     from recollect.retrieval.embed import build_index
     from recollect.training.session import suit
@@ -86,6 +91,8 @@ def search(arguments: argparse.Namespace) -> None:
     store = Store.open(arguments.store or faces(storage, small=True))
     cluster = connect(arguments.address)
     translator = arguments.translator or _stage1(arguments, storage, store, cluster)
+
+    workers = max(arguments.workers_per_trial, int(cluster.gpus))
 
     def searched(stage: str, **data: str) -> str:
         run = suit(_run(arguments, stage, store.uri), store, lambda text: None)
@@ -100,18 +107,24 @@ def search(arguments: argparse.Namespace) -> None:
     retriever = searched(STAGE2)
     index = f"{storage}/index"
     try:
-        fits = read_manifest(index).origin.model == _embedder(retriever)
+        origin = read_manifest(index).origin
+        fits = (origin.model, origin.store_digest) == (_embedder(retriever), store.digest)
     except ValueError:
         fits = False
     if not fits:
-        build_index(retriever, store.uri, index)
+        build_index(retriever, store.uri, index, workers=workers, address=cluster.address)
     winner = searched(STAGE3, index=index)
-    frame = evaluate(winner, store.uri, split="test")
-    filesystem, root = filesystem_of(storage)
-    if filesystem.type_name == "local":
-        append(f"{root}/test.parquet", frame)
-    show(frame)
+    show(tested(winner, store, storage))
     print(f"retriever: {retriever}\nindex:     {index}\nwinner:    {winner}")
+
+
+def tested(winner: str, store: Store, storage: str) -> DataFrame:
+    """The winner on the test split, as rows; they are added to `<storage>/test.parquet`, a path or URI."""
+    from recollect.evaluation.evaluate import append, evaluate
+
+    frame = evaluate(winner, store.uri, split="test")
+    append(f"{storage}/test.parquet", frame)
+    return frame
 
 
 def _run(arguments: argparse.Namespace, stage: str, store: str) -> Run:
@@ -137,23 +150,61 @@ def _with(run: Run, changes: dict[str, object] | list[str]) -> Run:
 
 
 def _stage1(arguments: argparse.Namespace, storage: str, store: Store, cluster: Cluster) -> str:
-    """Stage 1 on Ray Train, below the storage; what is finished stays, what was killed goes on."""
+    """Stage 1 on Ray Train, below the storage; what is finished stays, what was killed goes on.
+
+    Raises ValueError where another stage 1 than this command's is finished there.
+    """
+    from experiments.tables.jobs import digest_of
     from recollect.bundle import copy, open_bundle
     from recollect.training import launch
     from recollect.training.session import suit
 
     kept = f"{storage}/{STAGE1}/winner"
+    run = suit(_run(arguments, STAGE1, store.uri), store, lambda text: None)
     try:
-        open_bundle(kept)
-        return kept
+        finished = open_bundle(kept)
     except (ValueError, OSError):
         print("training stage 1")
-    run = suit(_run(arguments, STAGE1, store.uri), store, lambda text: None)
-    resources = launch.Resources.fitting(arguments.workers_per_trial, cluster.gpus)
-    result = launch.train(run, f"{storage}/{STAGE1}", "run", resources)
+    else:
+        differing = differences(finished, run, store)
+        if differing:
+            raise ValueError(
+                f"{kept} is another stage 1 than this command trains: {'; '.join(differing)}. Take another --storage, or go on "
+                f"from it with --translator {kept}"
+            )
+        return kept
+    name = f"run-{digest_of(run, store.digest)[:12]}"  # what another command began is not this one's to go on with
+    result = launch.train(run, f"{storage}/{STAGE1}", name, resources(arguments, cluster.gpus))
     with tempfile.TemporaryDirectory(prefix="recollect-stage1-") as folder:
         copy(launch.fetch(result, Path(folder) / "run"), kept)
     return kept
+
+
+def resources(arguments: argparse.Namespace, gpus: float) -> Resources:
+    """What each worker of stage 1 gets on a cluster with so many GPUs."""
+    from recollect.training.launch import Resources
+
+    fitting = Resources.fitting(arguments.workers_per_trial, gpus)
+    given = arguments.gpus_per_worker
+    return fitting if given is None else replace(fitting, gpus_per_worker=given)
+
+
+def differences(bundle: Bundle, run: Run, store: Store) -> list[str]:
+    """In words, in what a bundle differs from what this run on this store would give; nothing where it is the same."""
+    data = str(bundle.manifest["parents"].get("data", ""))
+    found = [] if data == store.digest else [f"its data are {data[:12]}, not {store.digest[:12]}"]
+    elsewhere = {"name": "", "data.store": ""}  # the same pictures may have moved
+    one, other = (_with(own, dict(elsewhere)).model_dump(mode="json") for own in (bundle.run, run))
+    return found + [f"its {name} is {old!r}, not {new!r}" for name, old, new in _unequal(one, other)]
+
+
+def _unequal(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The fields in which two configurations differ, with both values; None for a field that one lacks."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            yield from _unequal(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
+    elif one != other:
+        yield name, one, other
 
 
 def _embedder(bundle: str) -> str:

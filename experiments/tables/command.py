@@ -47,13 +47,14 @@ def main(table: Table, recipe: Recipe, module: str, argv: Sequence[str] | None =
 
 def parser(table: Table, module: str) -> argparse.ArgumentParser:
     """The command line, the same for every table."""
+    folder = f"runs/{table.runs or table.name}"  # one for tables that share runs, and the world that they are trained on
     text = f"""{table.title}
 
 {table.about}
 
     python -m {module} --small --seeds 0 1 2 --parallel 2              two cores, some minutes a run
     python -m {module} --small --steps 300 --seeds 0 --arms {table.reference}    one run
-    python -m {module} --world --storage runs/{table.name}-world      one GPU, hours
+    python -m {module} --world --storage {folder}-world      one GPU, hours
     python -m {module} --store s3://bucket/init --workers 4           the paper's settings on an image store, on Ray
     ray submit cluster.yaml experiments/{module.rpartition(".")[2]}.py --world --workers 1 --parallel 4
     python -m {module} --small --report-only                          write the page again
@@ -75,7 +76,7 @@ def parser(table: Table, module: str) -> argparse.ArgumentParser:
     made.add_argument("--pictures", type=int, default=PICTURES, help="test pictures (default: at most %(default)s)")
     made.add_argument(
         "--storage",
-        default=os.environ.get("RECOLLECT_STORAGE", f"runs/{table.name}"),
+        default=os.environ.get("RECOLLECT_STORAGE", folder),
         help="a path or URI; with --workers one that all nodes reach (default: %(default)s)",
     )
     made.add_argument(

@@ -30,6 +30,8 @@ from recollect.data.store import Store
 from recollect.training.checkpoint import SCALARS
 from recollect.training.session import suit
 
+# Fields that came when runs were trained already, and what these runs had: they are known by what was there then.
+LATER: dict[tuple[str, str], Any] = {("data", "known"): []}
 CHECKPOINTS = 20  # of a run that says nothing about them: so much of it is lost at most when it is stopped
 
 
@@ -137,6 +139,9 @@ def digest_of(run: Run, data: str, prepare: str = "", parents: Iterable[str] = (
     One that starts from others is known by their digests as well, and by what takes their bundles.
     """
     config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
+    for (section, field), before in LATER.items():
+        if config[section].get(field) == before:
+            del config[section][field]
     known: list[Any] = [config, data]
     if prepare:
         known += [prepare, list(parents)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from pyarrow import fs
 
 from experiments.tables.jobs import Outcome, write_bytes
@@ -43,7 +44,7 @@ def write_page(place: str, table: Table, arms: Sequence[Arm], outcomes: Sequence
         _bounds(table.bounds, numbers, settings),
         _runs(arms, outcomes),
         _troubles(outcomes, judging.outdated(results)),
-        _made(outcomes, judging.suite.how, command),
+        _made(outcomes, results.rows, judging.suite.how, command),
     ]
     write_bytes(f"{place}.md", ("\n\n".join(part for part in parts if part) + "\n").encode())
     return f"{place}.md"
@@ -179,16 +180,23 @@ def _troubles(outcomes: Sequence[Outcome], outdated: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def _made(outcomes: Sequence[Outcome], how: str, command: str) -> str:
+def _made(outcomes: Sequence[Outcome], measured: pd.DataFrame, how: str, command: str) -> str:
     facts = [outcome.facts for outcome in outcomes if outcome.facts is not None]
     data = sorted({outcome.job.data for outcome in outcomes})
     seconds = sum(fact["seconds"] for fact in facts)
     lines = [f"- command: `{command}`"] if command else []
     lines += [f"- data: {', '.join(digest[:16] for digest in data)}"]
+    lines += _judged_by(measured)
     lines += [f"- trained on: {machine}" for machine in sorted({fact["machine"] for fact in facts})]
     lines.append(f"- {len(facts)} runs, {seconds / 3600:.1f} hours of training")
     lines.append(f"- recollect {', '.join(sorted({fact['recollect'] for fact in facts}))}")
     return f"## How this was made\n\n{HOW}\n{how}\n\n" + "\n".join(lines)
+
+
+def _judged_by(rows: pd.DataFrame) -> list[str]:
+    """What judged beside the code; with the arms where it was not the same for all, which does not compare."""
+    found = {str(name): list(own["arm"].unique()) for name, own in rows.groupby("instrument", sort=False) if name}
+    return [f"- judged by {name}" + (f": {', '.join(arms)}" if len(found) > 1 else "") for name, arms in found.items()]
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -202,7 +210,10 @@ def _is_file(uri: str) -> bool:
 
 
 def write_grids(place: str, table: Table, outcomes: Sequence[Outcome], judging: Judging) -> None:
-    """One picture a setting, `<place>-<setting>.png`, of every arm with the first seed, where the suite has one to show."""
+    """One picture a setting, `<place>-<setting>.png`, of every arm with the first seed, where the suite has one to show.
+
+    What goes wrong is said, and no more: the numbers do not need it.
+    """
     first = outcomes[0].job.seed if outcomes else 0
     for setting in judging.settings(outcomes):
         own = [
@@ -213,8 +224,11 @@ def write_grids(place: str, table: Table, outcomes: Sequence[Outcome], judging: 
         if not own:
             continue
         bundles = {outcome.job.arm: outcome.bundle for outcome in own}
-        grid = judging.suite.grid(judging.cases(own[0].job, setting), bundles, table.reference)
-        if grid is not None:
-            picture = io.BytesIO()
-            save_png(grid, picture)
-            write_bytes(f"{place}-{setting.name}.png", picture.getvalue())
+        try:
+            grid = judging.suite.grid(judging.cases(own[0].job, setting), bundles, table.reference)
+            if grid is not None:
+                picture = io.BytesIO()
+                save_png(grid, picture)
+                write_bytes(f"{place}-{setting.name}.png", picture.getvalue())
+        except Exception as error:
+            judging.say(f"no pictures of {setting.title}: {type(error).__name__}: {error}".splitlines()[0])

@@ -1,6 +1,6 @@
 """Judging the runs of a table, each once: tidy rows of numbers, and the values by picture that intervals are made of.
 
-A bundle that the same version of the suite judged on the same pictures before is not judged again.
+A bundle that the same version of the suite judged on the same pictures, by the same instrument, before is not judged again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from recollect.bundle import filesystem_of
 from recollect.evaluation.validate import Judgement
 
 # `seed` is -1 for baselines. `steps` were trained, and the weights are of `step`, the best on the validation split. `judged` is
-# the suite's version.
+# the suite's version, and `instrument` what judged beside its code (a classifier, by its digest).
 KEY = ["arm", "seed", "setting", "cut", "bundle", "data"]
 ABOUT = ["arm", "kind", "seed", "setting", "cut", "bundle", "data"]
-FACTS = ["method", "steps", "step", "seconds", "parameters", "run", "machine", "judged"]
+FACTS = ["method", "steps", "step", "seconds", "parameters", "run", "machine", "judged", "instrument"]
 ROWS = [*ABOUT, "metric", "value", "pictures", *FACTS]
 PICTURES = [*ABOUT, "picture", "metric", "value", "weight"]  # weight: what the value counts in the metric's mean
 CLOSE = 1e-6  # how far a metric may be from what its values by picture give
@@ -96,9 +96,14 @@ class Judging:
         return Results(mine(self._all.rows), mine(self._all.pictures))
 
     def outdated(self, results: Results) -> list[str]:
-        """The arms and baselines of which something was judged by another version of the suite."""
+        """The arms and baselines of which something was judged by another version of the suite, or another instrument."""
         rows = results.rows
-        return [str(arm) for arm in rows.loc[rows["judged"] != self.suite.version, "arm"].unique()]
+        wanted = {setting: self.suite.instrument(setting) for setting in rows["setting"].unique()}
+        other = [
+            judged != self.suite.version or wanted[setting] not in (None, instrument)
+            for setting, judged, instrument in zip(rows["setting"], rows["judged"], rows["instrument"], strict=True)
+        ]
+        return [str(arm) for arm in rows.loc[np.array(other, dtype=bool), "arm"].unique()]
 
     def _judge(self, outcome: Outcome, setting: Setting) -> None:
         assert outcome.facts is not None
@@ -132,15 +137,19 @@ class Judging:
         self._save()
 
     def _has(self, about: dict[str, Any]) -> bool:
-        return bool(_same(self._all.rows, {**about, "judged": self.suite.version}).any())
+        return bool(_same(self._all.rows, {**about, **self._by(about)}).any())
+
+    def _by(self, about: dict[str, Any]) -> dict[str, str]:
+        """What judges: the version of the suite, and its instrument."""
+        return {"judged": self.suite.version, "instrument": self.suite.instrument(about["setting"]) or ""}
 
     def _drop(self, about: dict[str, Any]) -> None:
-        """Forget what another version of the suite measured, or one that was killed before it had written the rows."""
+        """Forget what another version or instrument measured, or one that was killed before it had written the rows."""
         rows, pictures = self._all.rows, self._all.pictures
         self._all = Results(rows[~_same(rows, about)], pictures[~_same(pictures, about)])
 
     def _add(self, about: dict[str, Any], more: dict[str, Any], judgement: Judgement, ids: Sequence[str]) -> None:
-        facts = {**about, **more, "judged": self.suite.version, "pictures": len(ids)}
+        facts = {**about, **more, **self._by(about), "pictures": len(ids)}
         rows = [{**facts, "metric": metric, "value": value} for metric, value in judgement.values.items()]
         by_picture = []
         for metric, (values, weights) in judgement.by_picture.items():
@@ -172,19 +181,24 @@ def check(judgement: Judgement, ids: Sequence[str]) -> None:
 
 
 def _same(frame: pd.DataFrame, about: dict[str, Any]) -> pd.Series[bool]:
-    """The rows with these values of KEY (and `judged`, where it is given)."""
+    """The rows with these values of KEY (and `judged` and `instrument`, where they are given)."""
     same = pd.Series(True, index=frame.index)
-    for name in set(about) & {*KEY, "judged"}:
+    for name in set(about) & {*KEY, "judged", "instrument"}:
         same &= frame[name] == about[name]
     return same
 
 
 def _load(uri: str, columns: list[str]) -> pd.DataFrame:
-    """What a file holds; nothing where there is none, or one of before settings (it is judged again)."""
+    """What a file holds; nothing where there is none, or one of before settings (it is judged again).
+
+    Before there were instruments nobody said by which it was judged.
+    """
     filesystem, root = filesystem_of(uri)
     if filesystem.get_file_info(root).type != fs.FileType.File:
         return pd.DataFrame(columns=columns)
     frame: pd.DataFrame = pq.read_table(root, filesystem=filesystem).to_pandas()
+    if "instrument" in columns and "instrument" not in frame.columns:
+        frame["instrument"] = ""
     return frame[columns] if set(columns) <= set(frame.columns) else pd.DataFrame(columns=columns)
 
 

@@ -124,7 +124,7 @@ def complete(place: str, on: OnRay | None = None) -> None:
     try:
         with _workplace(place) as directory, locked(directory / "lock", PATIENCE):
             stage = read(place, "stage.json")
-            run, parents = prepared(run, stage) if stage else (run, {})
+            run, parents = prepared(run, stage, on) if stage else (run, {})
             spent = Spent(directory / "seconds.json")
             bundle = (
                 _train_on_ray(run, place, directory, on, spent) if on else train_run(run, directory, resume=True, report=spent)

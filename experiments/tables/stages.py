@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.tables.jobs import Job, look, read, remove, write
 from experiments.tables.locks import locked
+from experiments.tables.table import OnRay
 from recollect.config import Run, resolve
 from recollect.data.store import Store
 from recollect.training.session import suit
@@ -41,8 +42,8 @@ def hindrance(job: Job) -> str:
     return ""
 
 
-def prepared(run: Run, stage: dict[str, Any]) -> tuple[Run, dict[str, str]]:
-    """The run with its parents' bundles in it, and the digests of these by arm.
+def prepared(run: Run, stage: dict[str, Any], on: OnRay | None = None) -> tuple[Run, dict[str, str]]:
+    """The run with its parents' bundles in it, and the digests of these by arm; `on` is the Ray that it is to be trained on.
 
     Raises ValueError where a parent is not finished, where the store changed since the run was planned, where the recipe's
     function returns no run, and whatever that raises.
@@ -59,7 +60,7 @@ def prepared(run: Run, stage: dict[str, Any]) -> tuple[Run, dict[str, str]]:
         digests[parent["arm"]] = facts["digest"]
     name = hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
     with _alone(f"{stage['between']}/{name}"):
-        made = resolve(stage["prepare"])(run, bundles, f"{stage['between']}/{name}")
+        made = resolve(stage["prepare"])(run, bundles, f"{stage['between']}/{name}", on)
     if not isinstance(made, Run):
         raise ValueError(f"{stage['prepare']} returned {type(made).__name__}, not a Run")
     return suit(made, Store.open(made.data.store), lambda text: None), digests

@@ -11,6 +11,7 @@ precision at ten, from what `recollect.evaluation` measures:
 
         def limited(self, pictures): return replace(self, pictures=pictures)
         def equipped(self, place, run, say): return self     # train or fetch below `place` what judging itself needs
+        def instrument(self, setting): return ""             # and say what that is, as in "classifier 0123..."
         def settings(self, run):
             return (Setting("faces", "Neighbours among faces", f"test/{run.data.size}/{self.pictures or 'all'}"),)
         def cases(self, run, setting):               # anything with `ids`: what the values by picture are of, in their order
@@ -100,6 +101,14 @@ class Suite(Protocol[C]):
         """
         ...
 
+    def instrument(self, setting: str) -> str | None:
+        """What `equipped` brought to judge by in the setting of that name, by its digest; empty where that is this code alone.
+
+        It stands in the rows and on the page, and what was judged by another is judged again. None where nobody has equipped
+        the suite, so that it is not known.
+        """
+        ...
+
     def settings(self, run: Run) -> Sequence[Setting]:
         """What it judges of a run; nothing where that cannot stand in the table."""
         ...
@@ -154,6 +163,10 @@ say in the choice. The fitted baselines had the truth of validation pictures in 
     def equipped(self, place: str, run: Run, say: Callable[[str], None]) -> Self:
         """It needs nothing of its own."""
         return self
+
+    def instrument(self, setting: str) -> str:
+        """Nothing but this code judges."""
+        return ""
 
     def settings(self, run: Run) -> tuple[Setting, ...]:
         """The directions between the run's domains."""

@@ -24,10 +24,11 @@ class Arm:
 
     Args:
         parents: their names. They are trained first, and one that changes makes this one another run.
-        prepare: `module:function`, called as `prepare(run, bundles, place) -> Run` in the process that trains. It puts the
+        prepare: `module:function`, called as `prepare(run, bundles, place, on) -> Run` in the process that trains. It puts the
             parents' bundles (paths or URIs, by the arm's name) into the run, and may build what lies between (an index, a store)
             below `place`, a folder or URI that belongs to just these bundles and is shared by all arms that start from them. It
-            is called again when the run goes on after a kill, and must then find what it built and return the same run.
+            is called again when the run goes on after a kill, and must then find what it built and return the same run. `on` is
+            the Ray that the run is trained on (an `OnRay`, and the process is connected to it), or None.
         shown: False for one that others start from and that is no row itself: trained, and not judged.
     """
 
@@ -176,6 +177,24 @@ def check(table: Table, arms: Sequence[Arm]) -> None:
             raise ValueError(f"{arm.name} starts from {', '.join(arm.parents)} and has no prepare that takes their bundles")
         if arm.prepare:
             resolve(arm.prepare)
+    _check_test_pictures(table, shown, stores[0])
+
+
+def _check_test_pictures(table: Table, arms: Sequence[Arm], uri: str) -> None:
+    """Raise ValueError where the store has no test pictures of the arms' domains: every suite judges on these."""
+    from recollect.config import find_method
+    from recollect.data.store import Store
+
+    store = Store.open(uri)
+    counts = store.manifest.counts.get("test", {})
+    for arm in arms:
+        needed: int = find_method(arm.run.model.name).domains_needed
+        for domain in arm.run.data.domains or store.domains.names[:needed]:
+            if not counts.get(domain):
+                raise ValueError(
+                    f"{uri} has no test picture of {domain!r}, which {table.name} judges {arm.name} on; it has "
+                    f"{store.manifest.counts}"
+                )
 
 
 def parent_of(arm: Arm, name: str, arms: Sequence[Arm]) -> Arm:

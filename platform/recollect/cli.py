@@ -23,6 +23,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
 
+Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
+Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
 
 
@@ -193,18 +195,22 @@ def evaluate(
     split: str = "test",
     pictures: Annotated[int | None, typer.Option(help="At most so many pictures.")] = None,
     domain: Annotated[list[str] | None, typer.Option(help="A detector: judge it in this domain (repeat).")] = None,
+    index: Index = "",
+    library: Library = "",
     out: Annotated[Path | None, typer.Option(help="Append the rows to this Parquet table.")] = None,
 ) -> None:
     """Judge a translator beside its baselines, a retriever, a classifier, or a detector.
 
     recollect evaluate runs/first/best --out runs/results.parquet\n
-    recollect evaluate runs/sunny-detector/best --domain night
+    recollect evaluate runs/sunny-detector/best --domain night\n
+    recollect evaluate runs/guided/best --index runs/faces-index --library s3://bucket/faces
     """
     from recollect.bundle import open_bundle
     from recollect.evaluation.evaluate import append, show
     from recollect.evaluation.evaluate import evaluate as judge
 
-    frame = judge(bundle, store or open_bundle(bundle).run.data.store, split=split, pictures=pictures, domains=domain)
+    where = store or open_bundle(bundle).run.data.store
+    frame = judge(bundle, where, split=split, pictures=pictures, domains=domain, index=index, library=library)
     show(frame)
     if out is not None:
         append(out, frame)
@@ -229,7 +235,8 @@ def translate(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An attribute wanted (repeat); VALUE is 1, 0, or between."),
     ] = None,
-    index: Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")] = "",
+    index: Index = "",
+    library: Library = "",
     device: str = "cpu",
 ) -> None:
     """Translate pictures; each keeps its size.
@@ -249,7 +256,7 @@ def translate(
     from recollect.retrieval.guided import open_pipeline
     from recollect.styles import choose, parse_choices
 
-    pipeline = open_pipeline(bundle, device, index=index)
+    pipeline = open_pipeline(bundle, device, index=index, library=library)
     guide = Guide(exemplar=to_unit(decode(exemplar.read_bytes()))[None]) if exemplar else Guide()
     if exemplar and samples:
         raise ValueError("--exemplar gives the style already; leave --samples out")
@@ -288,6 +295,8 @@ def translate_whole_store(
     out: Annotated[str, typer.Option(help="Where the new store goes: a path or URI.")],
     short_side: Annotated[int | None, typer.Option(help="Bring pictures to this short side first; default: their own.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw a random style for every picture; default: no chance.")] = None,
+    index: Index = "",
+    library: Library = "",
     device: str = "cpu",
 ) -> None:
     """Translate a domain of a store into a new store, with the boxes it had.
@@ -307,6 +316,8 @@ def translate_whole_store(
         short_side=short_side,
         seed=seed,
         device=device,
+        index=index,
+        library=library,
         progress=progress_line("translating"),
     )
     say_store(out, manifest)

@@ -240,7 +240,10 @@ def data_celeba(
     size: Annotated[int, typer.Option(help="Pixels a side in the store.")] = 128,
     crop: Annotated[int, typer.Option(help="Pixels a side to cut from the middle first.")] = 178,
     split: Annotated[
-        str | None, typer.Option(help="`official`, or `rg-unit`: pictures 1 to 2000 are val. Default: rg-unit with --bits.")
+        str | None, typer.Option(help="`official`, or `rg-unit`: pictures 1 to 2000 are test. Default: rg-unit with --bits.")
+    ] = None,
+    val: Annotated[
+        float | None, typer.Option(help="With rg-unit: the share of the other pictures for validation. Default: 0.01.")
     ] = None,
     bits: Annotated[list[Path] | None, typer.Option(help="A list of RG-UNIT's, 000001.jpg<TAB>00101 (repeat).")] = None,
     attributes: Annotated[str | None, typer.Option(help="These only: 'Male,Young'. Default: all.")] = None,
@@ -249,7 +252,7 @@ def data_celeba(
         bool, typer.Option("--one-hair", help="Only pictures with exactly one of black, blond and brown hair.")
     ] = False,
     domain: Annotated[str, typer.Option(help="What to call the domain.")] = "celeba",
-    seed: Annotated[int, typer.Option(help="Of the choice of --labelled.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choices of --val and --labelled.")] = 0,
     strict: Strict = False,
 ) -> None:
     """Read CelebA's aligned faces with their 40 attributes.
@@ -264,6 +267,7 @@ def data_celeba(
         size=size,
         crop=crop,
         split=split,  # type: ignore[arg-type]  # checked there
+        val=val,
         bits=bits or (),
         attributes=attributes.split(",") if attributes else None,
         labelled=labelled,

@@ -22,6 +22,8 @@ Path_ = Annotated[str, typer.Argument(metavar="INDEX", help="An index: a directo
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle that embeds pictures: a retriever, or what one guides.")]
 Splits = Annotated[list[str] | None, typer.Option("--split", help="Which pictures (repeat); default: train.")]
 Domains = Annotated[list[str] | None, typer.Option("--domain", help="Only of these domains (repeat).")]
+SameSplits = Annotated[list[str] | None, typer.Option("--split", help="Which pictures (repeat); default: as it was built.")]
+SameDomains = Annotated[list[str] | None, typer.Option("--domain", help="Of these domains (repeat); default: as it was built.")]
 Workers = Annotated[int, typer.Option(help="Ray workers that embed; 0: this process, without Ray.")]
 Address = Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")]
 Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")]
@@ -73,15 +75,22 @@ def add(
     path: Path_,
     bundle: Bundle,
     store: Annotated[str, typer.Option(help="A store that holds the index's pictures and more; default: the index's own.")] = "",
-    split: Splits = None,
-    domain: Domains = None,
+    split: SameSplits = None,
+    domain: SameDomains = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="At most so many training pictures a domain, 0 for all; default: as it was built."),
+    ] = None,
     workers: Workers = 0,
     address: Address = "local",
     device: Device = "auto",
 ) -> None:
     """Add those pictures of a store that the index lacks, as a new version; readers go on with the old one.
 
-    recollect index add runs/faces-index runs/retriever/best --split val
+    Without --split, --domain and --limit all that the index was ever made of is taken again, from a store that may have grown.
+
+    recollect index add runs/faces-index runs/retriever/best --split val\n
+    recollect index add runs/faces-index runs/retriever/best --store runs/more-faces
     """
     from recollect.cli_data import progress_line
     from recollect.retrieval.embed import add_to_index
@@ -90,8 +99,9 @@ def add(
         path,
         bundle,
         store,
-        splits=split or ("train",),
+        splits=split,
         domains=domain,
+        limit=limit,
         workers=workers,
         address=address,
         device=device,
@@ -109,7 +119,7 @@ def remove(
 ) -> None:
     """Take pictures out, as a new version; they stay in the store.
 
-    recollect index remove runs/faces-index face-000017 face-000233
+    recollect index remove runs/faces-index train-000017-blond-male-young train-000233-black-female-old
     """
     from recollect.retrieval.directory import change_index
 
@@ -234,9 +244,16 @@ def _draw(library: Library, image: Tensor, matches: Matches, sheet: Path) -> Non
     save_png(picture_grid(columns), sheet)
 
 
+def _said(splits: tuple[str, ...], domains: tuple[str, ...], limit: int | None) -> str:
+    """A selection in words."""
+    which = ", ".join(f"{limit} of {name}" if limit and name == "train" else name for name in splits)
+    return which + (f" of {', '.join(domains)}" if domains else "")
+
+
 def _say(path: str, manifest: IndexManifest) -> None:
     origin = manifest.origin
     print(f"index {path} {manifest.version}\n  digest   {manifest.digest}\n  model    {origin.model}")
-    print(f"  pictures {manifest.count} of {origin.store} ({', '.join(origin.splits)}), {manifest.dimension} numbers each")
+    chosen = "; ".join(_said(one.splits, one.domains, one.limit) for one in origin.taken())
+    print(f"  pictures {manifest.count} of {origin.store} ({chosen}), {manifest.dimension} numbers each")
     print(f"  back-end {manifest.back_end} {json.dumps(manifest.settings)}; {manifest.added} added, {manifest.removed} removed")
     print(f"  where    {', '.join(manifest.attributes) or 'no attributes'}")

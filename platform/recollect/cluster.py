@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -159,6 +160,17 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
         disconnect()
 
 
+def gpu_share(workers: int, gpus: float) -> float:
+    """The part of a GPU that each worker asks for, so that all of them fit: a worker is on one GPU.
+
+    >>> gpu_share(3, 2), gpu_share(7, 1), gpu_share(2, 8), gpu_share(4, 0)
+    (0.5, 0.1428, 1.0, 0.0)
+    """
+    if gpus < 1:
+        return 0.0
+    return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4  # Ray rounds to 1e-4, and seven times 0.1429 is more than one
+
+
 class _Mapper:
     """What a worker holds: the store and the function, made once."""
 
@@ -166,6 +178,10 @@ class _Mapper:
         from recollect.data.store import Store
 
         self.function, self.work = make(Store.open(store_uri)), work
+
+    def ready(self) -> int:
+        """Answered once this worker has found room and begun: it has done no picture yet."""
+        return 0
 
     def map(self, share: Share) -> int:
         from recollect.data.shards import write_part
@@ -190,7 +206,8 @@ def map_shards(
         store: its URI must mean the same to all workers, as must `work`.
         todo: what `recollect.data.shards.shares` found.
         work: where parts go, and where those of a run before are found.
-        workers: at most so many at a time, each with one CPU and its part of the GPUs, where there are any.
+        workers: at most so many at a time, each with one CPU and its part of a GPU, where there are any. They begin as the
+            cluster has room for them.
         progress: called with (pictures that are done, all) after each shard.
 
     A worker that dies is started again, three times. An error of the function is raised here as it was there; parts that are
@@ -204,7 +221,7 @@ def map_shards(
     progress(done, total)
     if missing:
         workers = min(workers, len(missing))
-        gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
+        gpus = gpu_share(workers, ray.cluster_resources().get("GPU", 0))
         require(workers, gpus * workers, f"mapping over shards with {workers} workers")
         kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Mapper)
         actors = [kind.remote(make, store.uri, work) for _ in range(workers)]
@@ -219,10 +236,13 @@ def map_shards(
 
 
 def _spread(actors: Sequence[Any], missing: Sequence[Share]) -> Iterator[int]:
-    """How many pictures each share has, as it is done; whoever is idle gets the next."""
-    waiting = iter(missing)
-    running = {actor.map.remote(share): actor for actor, share in zip(actors, waiting, strict=False)}
-    while running:
+    """How many pictures each share has, as it is done; whoever has begun and is idle gets the next.
+
+    A worker that finds no room has no share, so nobody waits for it.
+    """
+    waiting, left = iter(missing), len(missing)
+    running = {actor.ready.remote(): actor for actor in actors}
+    while left:
         (ready,), _ = ray.wait(list(running), num_returns=1)
         actor = running.pop(ready)
         try:
@@ -232,4 +252,6 @@ def _spread(actors: Sequence[Any], missing: Sequence[Share]) -> Iterator[int]:
         for share in waiting:
             running[actor.map.remote(share)] = actor
             break
-        yield count
+        if count:
+            left -= 1
+            yield count

@@ -66,6 +66,7 @@ class Data(Frozen):
     short_side: int | None = None  # resize the short side to this before cropping; None: to `size`
     flip: bool = True
     limit: int | None = None  # at most so many training pictures a domain
+    known: tuple[str, ...] = ()  # attributes that a training picture must have said of it; the others are left out
     index: str = ""  # where neighbours are found, for methods that are guided by them
     library: str = ""  # the store with the index's pictures; empty: the one that the index names
 

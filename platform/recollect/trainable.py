@@ -52,12 +52,17 @@ def alone(tensor: Tensor) -> Tensor:
 
 
 def weights_digest(*nets: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all weights and buffers."""
+    """SHA-256 over names, shapes and values of all weights and buffers.
+
+    Floating-point numbers count as float32, so that a net has one digest whatever it computes in.
+    """
     digest = hashlib.sha256()
     for position, net in enumerate(nets):
         for name, tensor in net.state_dict().items():
-            digest.update(f"{position}/{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            value = tensor.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
+            digest.update(f"{position}/{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -26,6 +26,8 @@ from recollect.data.store import Manifest, Store, write_store
 from recollect.data.transforms import decode, to_uint8, to_unit
 from recollect.evaluation.grids import save_png
 from recollect.pipeline import Pipeline
+from recollect.retrieval.directory import read_manifest
+from recollect.retrieval.guided import open_pipeline
 
 BATCH = 8  # pictures of one size translated at once
 
@@ -42,6 +44,8 @@ def translate_store(
     short_side: int | None = None,
     seed: int | None = None,
     device: str = "cpu",
+    index: str = "",
+    library: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write the pictures of `source`, translated to `target`, as a store of one domain with the boxes they had.
@@ -57,13 +61,14 @@ def translate_store(
         short_side: bring pictures to this short side first (the translator's own scale), and their boxes with them; None: they
             keep their size.
         seed: draw a random style for every picture, from this and its id; None: the method's own deterministic style.
+        index, library: as `open_pipeline` takes them, for a translator that is guided by neighbours.
         progress: called with (pictures done, pictures in all).
 
-    Raises ValueError for unknown domains and splits, and where `out` holds another store.
+    Raises ValueError as `open_pipeline`, for unknown domains and splits, and where `out` holds another store.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     origin = store if isinstance(store, Store) else Store.open(store)
-    pipeline = Pipeline.open(opened, device)
+    pipeline = open_pipeline(opened, device, index=index, library=library)
     for name in (source, target):
         pipeline.domains.index(name)
     strange = [split for split in splits if split not in SPLITS]
@@ -74,6 +79,8 @@ def translate_store(
     about = (
         f"{source} to {target} by {opened.run.model.name} {opened.digest}, {style}, {size}; {'+'.join(splits)} of {origin.digest}"
     )
+    if pipeline.search is not None:
+        about += f"; neighbours of index {read_manifest(index or opened.run.data.index).digest}"
     name = domain or f"{source}-to-{target}"
     kept = _present(out, about, name)
     if kept is not None:

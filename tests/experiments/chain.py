@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from experiments import tables
-from experiments.tables import Arm, Claim, Table
+from experiments.tables import Arm, Claim, OnRay, Table
 from experiments.tables.suites import Setting
 from recollect.batch import Guide
 from recollect.bundle import open_bundle
@@ -69,6 +69,9 @@ class ChainSuite:
     def equipped(self, place: str, run: Run, say: Callable[[str], None]) -> Self:
         return self
 
+    def instrument(self, setting: str) -> str:
+        return ""
+
     def settings(self, run: Run) -> Sequence[Setting]:
         kind = NEIGHBOURS if run.model.name == "retriever" else TRANSLATIONS
         return (Setting(kind, kind.capitalize(), f"test/{run.data.size}/{self.pictures or 'all'}"),)
@@ -110,13 +113,13 @@ def kept(cases: Pictures, translations: torch.Tensor) -> Judgement:
     return Judgement({"content_kept": float(values.double().mean())}, {"content_kept": by_picture})
 
 
-def from_gmm(run: Run, bundles: dict[str, str], place: str) -> Run:
+def from_gmm(run: Run, bundles: dict[str, str], place: str, on: OnRay | None) -> Run:
     """Stage 2 starts from stage 1."""
     (bundle,) = bundles.values()
     return overlay(run, {"model.parent.bundle": bundle})
 
 
-def from_retriever(run: Run, bundles: dict[str, str], place: str) -> Run:
+def from_retriever(run: Run, bundles: dict[str, str], place: str, on: OnRay | None) -> Run:
     """Stage 3 starts from stage 2, and looks up neighbours in an index of its embeddings."""
     index = f"{place}/index"
     if not Path(index).exists():

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments.tables import Arm, run_table
+from experiments.tables import Arm, OnRay, run_table
 from experiments.tables.command import changed
 from experiments.tables.jobs import Job, Outcome, plan
 from experiments.tables.report import write_page
@@ -28,6 +28,7 @@ from recollect.bundle import open_bundle
 from recollect.config import Run, overlay
 from recollect.data.schema import Record
 from recollect.data.store import Store, write_store
+from recollect.evaluation.validate import Judgement
 from tests.experiments import chain
 from trainables.gmm_unit import CELEBA
 
@@ -184,7 +185,7 @@ def test_rows_of_another_version_of_the_suite_are_judged_again(outcomes: list[Ou
 
 def test_judgements_that_break_their_promise_are_refused(outcomes: list[Outcome], tmp_path: Path) -> None:
     class Wrong(chain.ChainSuite):
-        def judge(self, bundle: str, cases: chain.Pictures) -> chain.Judgement:
+        def judge(self, bundle: str, cases: chain.Pictures) -> Judgement:
             right = chain.ChainSuite.judge(self, bundle, cases)
             return right._replace(values={name: value + 0.01 for name, value in right.values.items()})
 
@@ -210,7 +211,7 @@ def test_stages_that_make_no_sense_are_refused(store: str, tmp_path: Path) -> No
         chosen([*elsewhere, retriever], ["retriever"], None)
 
 
-def no_run(run: Run, bundles: dict[str, str], place: str) -> None:
+def no_run(run: Run, bundles: dict[str, str], place: str, on: OnRay | None) -> None:
     """A prepare that forgets to return."""
 
 

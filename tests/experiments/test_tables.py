@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +24,14 @@ from experiments.tables import Arm, Bound, Claim, Table, run_table
 from experiments.tables.jobs import Outcome, digest_of, look, plan, same_pictures, write
 from experiments.tables.locks import at_work
 from experiments.tables.numbers import Numbers, verdict, within
-from experiments.tables.rows import PICTURES, ROWS, Results
+from experiments.tables.rows import PICTURES, ROWS, Judging, Results
 from experiments.tables.runs import Spent, train_jobs
 from experiments.tables.suites import DirectionSuite
 from experiments.tables.table import check, chosen
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.loader import Feed
-from recollect.data.store import Store
+from recollect.data.store import Store, write_store
 from recollect.data.worlds import build_streets
 from recollect.evaluation.evaluate import evaluate, short
 from recollect.evaluation.metrics import METRICS, Metric
@@ -125,7 +126,8 @@ def test_one_arm_fails_and_the_others_are_there(outcomes: list[Outcome], told: l
 def test_rows_are_those_of_the_evaluation_itself(rows: pd.DataFrame, outcomes: list[Outcome], store: Store) -> None:
     assert list(rows.columns) == ROWS and set(rows["data"]) == {store.digest}
     expected = evaluate(outcomes[0].bundle, store.uri).set_index(["name", "metric"])["value"]
-    own = rows[(rows["setting"] == "sunny-night") & rows["seed"].isin([0, -1]) & (rows["arm"] != "plain")]
+    more = ["plain", "best colour map per class"]  # the second is the table's own
+    own = rows[(rows["setting"] == "sunny-night") & rows["seed"].isin([0, -1]) & ~rows["arm"].isin(more)]
     found = own.set_index(["arm", "metric"])["value"]
     assert len(found) == len(expected)
     assert found.to_dict() == pytest.approx(expected.to_dict(), nan_ok=True)
@@ -252,6 +254,55 @@ def test_a_field_that_comes_later_leaves_a_run_what_it_was_and_a_changed_default
     write(job.place, "run.json", stored)
     with pytest.raises(ValueError, match="the default of optimisers.default.weight_decay was 0.5; it is 0.0001 now"):
         plan(arms, (0,), str(tmp_path))
+
+
+def test_runs_that_were_trained_before_a_field_came_are_known(run: Run, store: Store) -> None:
+    """By what was hashed then: the configuration without the field."""
+    config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
+    del config["data"]["known"]
+    before = hashlib.sha256(json.dumps([config, store.digest], sort_keys=True).encode()).hexdigest()
+    assert digest_of(run, store.digest) == before
+    assert digest_of(overlay(run, {"data.known": ("Male",)}), store.digest) != before
+
+
+def test_a_store_without_test_pictures_is_refused_before_anything_is_trained(run: Run, store: Store, tmp_path: Path) -> None:
+    assert store.domains.names[:2] == ("sunny", "night")
+    records = store.records(store.ids("train", "sunny"))
+    night = [replace(record, id=f"n{record.id}", domain="night") for record in records]
+    test = [replace(record, id=f"t{record.id}", split="test", scene=None, mode=None) for record in records[:2]]
+    names = store.domains
+    write_store(
+        tmp_path / "bare", [*records, *night, *test], domains=names.names[:2], classes=names.classes, regions=names.regions
+    )
+    arm = Arm("full", overlay(run, {"data.store": str(tmp_path / "bare")}))
+    with pytest.raises(ValueError, match="no test picture of 'night', which small-table judges full on"):
+        run_table(TABLE, [arm], (0,), str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pictures_that_cannot_be_drawn_leave_the_page(
+    arms: list[Arm], outcomes: list[Outcome], storage: Path, tmp_path: Path
+) -> None:
+    class Wrong(DirectionSuite):
+        def grid(self, cases: Cases, bundles: Mapping[str, str], reference: str) -> torch.Tensor | None:
+            raise RuntimeError("no such index")
+
+    place = shutil.copytree(storage, tmp_path / "copy")
+    (place / "small-table.md").unlink()
+    told: list[str] = []
+    again = run_table(replace(TABLE, suite=Wrong(BOTH)), arms[:1], (0, 1), str(place), say=told.append)
+    assert not any(outcome.error for outcome in again) and (place / "small-table.md").exists()
+    assert sum(text.startswith("no pictures of ") and "RuntimeError: no such index" in text for text in told) == 2
+
+
+def test_rows_from_before_instruments_stay_known(outcomes: list[Outcome], storage: Path, tmp_path: Path) -> None:
+    frame = pd.read_parquet(storage / "small-table.parquet")
+    frame.drop(columns="instrument").to_parquet(tmp_path / "small-table.parquet")
+    shutil.copy(storage / "small-table-pictures.parquet", tmp_path)
+    told: list[str] = []
+    judging = Judging(str(tmp_path / "small-table"), DirectionSuite(BOTH, pictures=500), told.append)
+    judging.judge(outcomes)
+    assert not any("judging full" in text for text in told) and len(judging.results(outcomes).rows) == len(frame)
 
 
 def test_a_table_on_a_uri_is_the_same(arms: list[Arm], outcomes: list[Outcome], rows: pd.DataFrame, tmp_path: Path) -> None:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from recollect import bundle as bundles
 from recollect.batch import Domains, Guide, Translation
 from recollect.bundle import open_bundle
 from recollect.config import ModelConfig, Run, overlay, preset
 from recollect.data.store import Store, write_store
 from recollect.data.transforms import decode, to_unit
 from recollect.data.worlds import build_faces, faces
-from recollect.evaluation.attribute_cases import AttributeCases, Flip, cut, flips_of, gather, scenes_of
-from recollect.evaluation.attributes import AttributeJudge, inputs_of, judge_flips, translate_flips
+from recollect.evaluation import attributes as evaluation
+from recollect.evaluation.attribute_cases import AttributeCases, Flip, choose, cut, flips_of, gather, scenes_of
+from recollect.evaluation.attributes import (
+    AttributeJudge,
+    check_neighbours,
+    inputs_of,
+    judge_flips,
+    judge_inputs,
+    translate_flips,
+)
+from recollect.evaluation.evaluate import evaluate
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.statistics import estimate
 from recollect.evaluation.validate import DISTANCE
-from recollect.pipeline import Pipeline
+from recollect.pipeline import Pipeline, check_attributes
+from recollect.retrieval.directory import back_end, write_index
+from recollect.retrieval.library import Library
+from recollect.retrieval.manifest import Origin
 from recollect.trainable import Translator
+from recollect.training.engine import build
 from recollect.training.session import judge_of, suit, train
 
 GROUPS = (faces.HAIRS,)
@@ -112,7 +128,7 @@ def knowing(store: Store, run: Run, split: str = "val") -> object:
     return translate
 
 
-attributes = st.lists(st.sampled_from([0.0, 1.0]), min_size=5, max_size=5)
+attributes = st.lists(st.sampled_from([0.0, 1.0]), min_size=5, max_size=5).filter(lambda own: sum(own[:3]) <= 1)
 
 
 @given(attributes)
@@ -123,6 +139,39 @@ def test_a_flip_changes_one_attribute_and_contradicts_nothing(own: list[float]) 
         assert wanted[index] == 1 - own[index]
         assert all(wanted[other] == own[other] for other in (3, 4) if other != index)
         assert sum(wanted[:3]) == 1 if index < 3 else wanted[:3] == tuple(own[:3])
+    asked = torch.tensor([wanted for _, wanted in flips])
+    check_attributes(Doing(nothing, faces.STYLE, GROUPS, Domains(("faces",))), asked, len(flips))
+
+
+@pytest.fixture(scope="module")
+def ambiguous(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Faces without truth, of which every third has two hair colours and every third none."""
+    uri = tmp_path_factory.mktemp("ambiguous") / "store"
+    records = []
+    for number, record in enumerate(faces.records(32, train=91, val=0, test=0, seed=3)):
+        assert record.attributes is not None
+        if number % 3:
+            record.attributes.update(dict.fromkeys(faces.HAIRS, 0))
+        if number % 3 == 1:
+            record.attributes.update(Black_Hair=1, Brown_Hair=1)
+        records.append(replace(record, scene=None, mode=None, regions=None, split="val" if number < 90 else "train"))
+    write_store(uri, records, domains=faces.DOMAINS, attributes=faces.ATTRIBUTES)
+    return Store.open(uri)
+
+
+def test_pictures_with_two_of_a_group_are_left_out_and_those_with_none_stay(ambiguous: Store) -> None:
+    """Of CelebA's pictures 1 % have two hair colours: whatever else is asked of one, it would be to have both."""
+    run = run_of(ambiguous)
+    judge = AttributeJudge(ambiguous, run)
+    pipeline = doing(nothing, ambiguous)  # which refuses attributes that contradict each other
+    assert judge(pipeline)["content_kept"] == pytest.approx(1)
+    own = judge.cases(pipeline).own[:, :3].sum(1)
+    assert len(own) == 60 and own.tolist().count(0) == 30 and own.max() == 1
+    assert judge.grid(pipeline, rows=4).shape[0] == 3
+    pools = [ambiguous.record(id).attributes or {} for id in judge.cases(pipeline).ids]
+    assert all(sum(one[name] for name in faces.HAIRS) <= 1 for one in pools)
+    chosen = choose(ambiguous, run, "val", ("Male",))  # whoever sets no hair is asked for all of them
+    assert len(chosen) == 90
 
 
 def by_hand() -> AttributeCases:
@@ -253,6 +302,71 @@ def test_without_truth_real_pictures_of_what_was_wanted_are_the_measure(bare: St
     parts = [value for name, value in idle.items() if name.startswith(f"{DISTANCE}/")]
     assert len(parts) == 5 and idle[DISTANCE] == pytest.approx(sum(parts) / 5)
     assert judge.grid(doing(nothing, bare), rows=2).shape[0] == 3
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_chunks_give_what_the_whole_gives(truth: bool, store: Store, bare: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real data set has tens of thousands of flips, which do not fit into memory as floats."""
+    of = store if truth else bare
+    pipeline = doing(lambda images, wanted, target: images * 0.9 + 0.01 * wanted.sum(1)[:, None, None, None], of)
+    judge = AttributeJudge(of, run_of(of, **{"evaluation.pictures": 10}))
+    cases = judge.cases(pipeline)
+    whole, idle = judge_flips(translate_flips(pipeline, cases), cases), judge_flips(inputs_of(cases), cases)
+    together: list[int] = []
+
+    def noted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Any) -> Tensor:
+            found = function(*arguments)
+            together.append(len(found))
+            return found
+
+        return call
+
+    for name in ("_inputs", "translate_to", "pyramid"):
+        monkeypatch.setattr(evaluation, name, noted(getattr(evaluation, name)))
+    monkeypatch.setattr(evaluation, "CHUNK", 8)
+    assert judge.judgement(pipeline).values == pytest.approx(whole.values, rel=1e-6, nan_ok=True)
+    assert judge_inputs(cases).values == pytest.approx(idle.values, rel=1e-6, abs=1e-9, nan_ok=True)
+    assert len(cases.flips) > 30 and max(together) == 8
+
+
+def test_of_many_pictures_some_are_judged_and_it_is_said(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"width": 4, "mlp_width": 8, "critic_width": 4, "content_blocks": 1, "generator_blocks": 1}
+    run = overlay(run_of(store), {f"model.{name}": value for name, value in small.items()})
+    bundle = bundles.write(tmp_path / "gmm", run, store.domains, build(run, store.domains).state_dict())
+    assert AttributeJudge.most == 500
+    monkeypatch.setattr(AttributeJudge, "most", 4)
+    assert set(evaluate(bundle, store.uri, "val")["pictures"]) == {4}
+    assert "4 of 10 val pictures are judged" in caplog.text
+    caplog.clear()
+    assert set(evaluate(bundle, store.uri, "val", pictures=6)["pictures"]) == {6} and not caplog.text
+
+
+def test_neighbours_of_the_judged_split_are_refused(store: Store, tmp_path: Path) -> None:
+    """Of a world's validation faces all combinations are there: the nearest neighbour would be the answer."""
+    run = run_of(store)
+    for splits, refused in ((("train",), False), (("train", "val"), True)):
+        ids = [id for split in splits for id in store.ids(split, "faces")]
+        vectors = np.random.default_rng(0).normal(size=(len(ids), 4)).astype(np.float32)
+        index = str(tmp_path / "-".join(splits))
+        origin = Origin(model="one", store=store.uri, store_digest=store.digest, size=32, splits=splits)
+        write_index(index, back_end("exact").build(vectors, ids, {}), origin)
+        pipeline = doing(nothing, store)
+        pipeline.search = Library.open(index, 32)
+        guided = overlay(run, {"data.index": index})
+        if not refused:
+            assert AttributeJudge(store, guided)(pipeline)["counterpart_error"] > 0
+            check_neighbours(pipeline, "val", index)
+            continue
+        with pytest.raises(ValueError, match=f"{index} holds the val split"):
+            AttributeJudge(store, guided)
+        with pytest.raises(ValueError, match=f"{index} holds the val split"):
+            check_neighbours(pipeline, "val", index)
+        with pytest.raises(ValueError, match="index that guides it holds the val split"):
+            AttributeJudge(store, run)(pipeline)
+        check_neighbours(pipeline, "test", index)
 
 
 def test_domains_can_be_the_attributes(tmp_path: Path) -> None:

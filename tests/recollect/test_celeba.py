@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from recollect import cli
 from recollect.data.schema import SPLITS
-from recollect.data.sources.celeba import BITS, ingest, read_cut
+from recollect.data.sources.celeba import BITS, held_out, ingest, read_cut
 from recollect.data.sources.pictures import Ingest
 from recollect.data.store import Store
 
@@ -146,7 +147,7 @@ def test_rg_units_lists_say_which_pictures_and_their_five_attributes(tmp_path: P
     lists = [write_bits(tmp_path / "train.lst", (2001, 202599)), write_bits(tmp_path / "val.lst", (2, 2000))]
     store = into(tmp_path, root, bits=lists)[1]
     assert store.ids("train", "celeba") == ("celeba/002001", "celeba/202599")
-    assert store.ids("val", "celeba") == ("celeba/000002", "celeba/002000") and store.ids("test", "celeba") == ()
+    assert store.ids("test", "celeba") == ("celeba/000002", "celeba/002000") and store.ids("val", "celeba") == ()
     for number in (2, 2000, 2001, 202599):
         known = dict(zip(NAMES, (max(0, v) for v in values(number)), strict=True)) | bits(number)
         assert store.record(f"celeba/{number:06}").attributes == known
@@ -157,10 +158,28 @@ def test_rg_units_lists_say_which_pictures_and_their_five_attributes(tmp_path: P
 
 def test_rg_units_division_without_its_lists(tmp_path: Path) -> None:
     store = into(tmp_path, write(tmp_path / "celeba"), split="rg-unit", attributes=["Young", "Male"])[1]
-    assert [len(store.ids(split, "celeba")) for split in SPLITS] == [3, 7, 0]
-    assert store.ids("val", "celeba")[-1] == "celeba/002000" and store.domains.attributes == ("Young", "Male")
+    assert [len(store.ids(split, "celeba")) for split in SPLITS] == [3, 0, 7]
+    assert store.ids("test", "celeba")[-1] == "celeba/002000" and store.domains.attributes == ("Young", "Male")
     row = values(2001)
     assert store.record("celeba/002001").attributes == {name: max(0, row[NAMES.index(name)]) for name in ("Male", "Young")}
+
+
+def test_validation_pictures_are_a_share_of_those_that_rg_unit_trains_on(tmp_path: Path) -> None:
+    counts = Counter(held_out(f"{number:06}.jpg") for number in range(1, 202600))
+    assert counts["test"] == 2000 and counts["val"] == pytest.approx(2006, abs=135)  # three deviations
+    assert {held_out(f"{number:06}.jpg", val=0.999) for number in range(1, 2001)} == {"test"}
+    root = write(tmp_path / "celeba", (1, 2, *range(2001, 2061)))
+    small, more, other = (into(tmp_path, root, split="rg-unit", val=v, seed=s)[1] for v, s in ((0.2, 0), (0.5, 0), (0.5, 1)))
+    parts = [{split: set(store.ids(split, "celeba")) for split in SPLITS} for store in (small, more, other)]
+    assert all(part["test"] == {"celeba/000001", "celeba/000002"} for part in parts)
+    assert all(part["train"] | part["val"] == {f"celeba/{n:06}" for n in range(2001, 2061)} for part in parts)
+    assert 3 < len(parts[0]["val"]) < len(parts[1]["val"]) < 45 and parts[0]["val"] < parts[1]["val"] != parts[2]["val"]
+    assert "0.2 val" in small.manifest.source
+    store = into(tmp_path, root, split="rg-unit", val=0.3, labelled=0.3)[1]  # two hashes: labels say nothing of validation
+    assert not np.isnan(store.attributes(split="val")[1]).any()
+    known = ~np.isnan(store.attributes(split="train")[1]).any(axis=1)
+    assert 0.1 < known.mean() < 0.5
+    assert into(tmp_path, root, split="rg-unit", val=0)[1].ids("val", "celeba") == ()
 
 
 def test_one_hair_colour_and_a_share_of_labels(tmp_path: Path) -> None:
@@ -171,13 +190,13 @@ def test_one_hair_colour_and_a_share_of_labels(tmp_path: Path) -> None:
     assert {id for split in SPLITS for id in store.ids(split, "celeba")} == single and 10 < len(single) < 40
     sets = []
     for share in (0.25, 0.5):
-        result, store = into(tmp_path, root, split="rg-unit", labelled=share)
+        result, store = into(tmp_path, root, split="rg-unit", labelled=share, val=0)
         ids, table = store.attributes(split="train")
         known = {id for id, row in zip(ids, table, strict=True) if not np.isnan(row).any()}
         assert len(ids) == 60 and abs(len(known) / 60 - share) < 0.15
         assert {id for id, row in zip(ids, table, strict=True) if np.isnan(row).all()} == set(ids) - known
         assert f"{60 - len(known)} of 63 pictures have no attributes" in " ".join(result.warnings)
-        assert not np.isnan(store.attributes(split="val")[1]).any()
+        assert not np.isnan(store.attributes(split="test")[1]).any()
         sets.append(known)
     assert sets[0] < sets[1]
 
@@ -233,6 +252,8 @@ def test_errors_name_what_would_have_worked(tmp_path: Path) -> None:
         "no attribute 'Smile'; did you mean 'Smiling'": {"attributes": ["Smile"]},
         "no division 'oficial'; did you mean 'official'": {"split": "oficial"},
         "labelled 0 above 0": {"labelled": 0},
+        "official division names its validation pictures itself.*--split rg-unit": {"val": 0.1},
+        "share of val 1 leaves no training pictures": {"val": 1, "split": "rg-unit"},
         "there is no list .*nowhere.lst": {"bits": [tmp_path / "nowhere.lst"]},
     }
     for message, options in refused.items():
@@ -258,7 +279,7 @@ def test_errors_name_what_would_have_worked(tmp_path: Path) -> None:
 
 def test_the_command_reads_it(tmp_path: Path) -> None:
     root = write(tmp_path / "celeba")
-    listed = write_bits(tmp_path / "all.lst", (2, 2001, 2002))
+    listed = write_bits(tmp_path / "all.lst", (2, 2001, 202599))
     words = [
         "data",
         "celeba",
@@ -270,10 +291,11 @@ def test_the_command_reads_it(tmp_path: Path) -> None:
         "64",
         "--attributes",
         "Male,Young",
+        "--val",
+        "0.5",
     ]
     made = CliRunner().invoke(cli.app, words, catch_exceptions=False)
-    assert (
-        made.exit_code == 0 and "attributes Male, Young" in made.stdout and "domain 'celeba' has no test picture" in made.stderr
-    )
+    assert made.exit_code == 0 and "attributes Male, Young" in made.stdout, made.stderr
     store = Store.open(tmp_path / "s")
-    assert store.ids("train", "celeba") == ("celeba/002001", "celeba/002002") and store.record("celeba/000002").width == 64
+    assert [store.ids(split, "celeba") for split in SPLITS] == [("celeba/002001",), ("celeba/202599",), ("celeba/000002",)]
+    assert store.record("celeba/000002").width == 64

@@ -17,7 +17,8 @@ from recollect.config import ModelConfig, Run, overlay, preset
 from recollect.data.store import Store
 from recollect.data.worlds import build_faces
 from recollect.evaluation.attribute_cases import Pictures, choose, cut
-from recollect.evaluation.classification import JudgeByClassifier, accuracy, answer, frechet
+from recollect.evaluation.classification import JudgeByClassifier, accuracy, answer
+from recollect.evaluation.frechet import frechet
 from recollect.evaluation.metrics import find_metric
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
@@ -172,3 +173,27 @@ def test_frechets_distance_is_scipys_and_that_of_gaussians() -> None:
     assert frechet(few, few + 1) == pytest.approx(9, rel=1e-6)
     with pytest.raises(ValueError, match="at least 2"):
         frechet(one[:1], other)
+
+
+def test_every_picture_goes_through_the_body_once(
+    store: Store, trained: Bundle, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    features = Classifier.features
+
+    def noted(self: Classifier, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return features(self, images)
+
+    monkeypatch.setattr(Classifier, "features", noted)
+    judge = JudgeByClassifier(trained, pictures)
+    judge.real(), judge.nothing()
+    assert sum(seen) == len(pictures)
+    translated = judge.judge(pictures.images.float() / 255).judgement.values
+    assert sum(seen) == 2 * len(pictures)
+    assert judge.nothing().judgement.values == pytest.approx(translated, abs=1e-5)
+    model = trained.build()
+    assert isinstance(model, Classifier)
+    images = pictures.images[:4] / 127.5 - 1
+    said, _ = answer(model, images)
+    torch.testing.assert_close(said, model.logits(images).detach())

@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,6 +159,59 @@ def test_a_driver_that_is_killed_leaves_its_parts(pictures: Path, tmp_path: Path
     assert "done 0\n" not in output and "rows True {24}" in output
     first = int(output.split("done ")[1].split()[0])
     assert first >= 16 * done
+
+
+@given(workers=st.integers(1, 64), gpus=st.integers(1, 16))
+def test_all_workers_fit_on_the_gpus(workers: int, gpus: int) -> None:
+    from recollect.cluster import gpu_share
+
+    share = gpu_share(workers, gpus)
+    units = round(share * 1e4)  # Ray counts in these, rounded
+    assert units >= 1 and (10_000 // units) * gpus >= workers, "a worker is on one GPU, so what is left of two holds nobody"
+    assert share == 1 or 2 * share * -(-workers // gpus) > 1
+
+
+CROWDED = """
+import os, sys, time
+import pyarrow as pa
+import ray
+from recollect.cluster import map_shards
+from recollect.data.shards import shares
+from recollect.data.store import Store
+
+def make(store):
+    def who(ids):
+        time.sleep(0.5)
+        return pa.table({"id": list(ids), "pid": [os.getpid()] * len(ids)})
+
+    return who
+
+@ray.remote(num_cpus=1)
+class Guest:
+    def here(self):
+        return True
+
+if __name__ == "__main__":
+    ray.init(
+        address="local", num_cpus=3, num_gpus=2, include_dashboard=False, _temp_dir=sys.argv[2], object_store_memory=100_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}},
+    )
+    store = Store.open(sys.argv[1])
+    ids = [id for domain in store.domains.names for id in store.ids("train", domain)]
+    table = map_shards(make, store, shares(store, ids), sys.argv[3] + "-one", workers=3)
+    print("rows", table.num_rows, "workers", len(set(table["pid"].to_pylist())), flush=True)
+    guests = [Guest.remote() for _ in range(2)]
+    ray.get([guest.here.remote() for guest in guests])
+    table = map_shards(make, store, shares(store, ids), sys.argv[3] + "-two", workers=3)  # there is room for one
+    print("rows", table.num_rows, "workers", len(set(table["pid"].to_pylist())), flush=True)
+    ray.shutdown()
+"""
+
+
+def test_workers_share_gpus_and_nobody_waits_for_those_without_room(pictures: Path, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # Ray's sockets live below it
+        output = run(CROWDED, tmp_path, str(pictures), short, str(tmp_path / "work"))
+    assert "rows 128 workers 3\n" in output and output.endswith("rows 128 workers 1\n"), output
 
 
 EMBED = """

@@ -51,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def feed(store: Store, batch_size: int = 4, *, domains: tuple[str, ...] = ("b", "a"), seed: int = 3, **options: Any) -> Feed:
-    data = {key: options.pop(key) for key in ("limit", "short_side", "flip") if key in options}
+    data = {key: options.pop(key) for key in ("limit", "known", "short_side", "flip") if key in options}
     return Feed(store, Data(domains=domains, size=16, **data), batch_size, 4, seed, **options)
 
 
@@ -229,6 +229,32 @@ def test_attributes_that_a_record_lacks_are_nan(tmp_path: Path) -> None:
     torch.testing.assert_close(fed.attributes, expected[[ids.index(id) for id in fed.ids]], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of 24 training and 4 validation pictures, of a third of which nothing is known, and of another third only x."""
+    path = tmp_path_factory.mktemp("partly")
+    values: list[dict[str, int] | None] = [None, {"x": 1}, {"x": 0, "odd": 1}]
+    records = [
+        replace(picture(i, "a", split), attributes=values[i % 3]) for split, n in (("train", 24), ("val", 4)) for i in range(n)
+    ]
+    write_store(path, records, domains=("a",), attributes=("odd", "x"))
+    return Store.open(path)
+
+
+def test_training_can_leave_out_pictures_of_which_too_little_is_known(partly: Store) -> None:
+    def chosen(**data: Any) -> list[str]:
+        return list(feed(partly, domains=("a",), **data).ids["a"])
+
+    both, all_known = [f"a/train/{i}" for i in range(2, 24, 3)], ("odd", "x")
+    assert chosen(known=all_known) == both and len(chosen(known=("x",))) == 16 and len(chosen()) == 24
+    few = chosen(known=all_known, limit=3)  # of those that are known, not the known ones of any three
+    assert len(few) == 3 and set(few) < set(chosen(known=all_known, limit=5)) < set(both)
+    for step in range(5):
+        (batch,) = feed(partly, domains=("a",), known=all_known, limit=3).batches(step)
+        assert batch.attributes is not None and not batch.attributes.isnan().any()
+    assert len(chosen(split="val", known=("odd",))) == 4  # judges leave out what they do not know themselves
+
+
 REFUSED: dict[str, Callable[[Store], object]] = {
     "joint batch of 6 does not divide over 4 ranks; take 8": lambda store: feed(store, 6, world=4),
     "rank 2 is not one of 0..1": lambda store: feed(store, world=2, rank=2),
@@ -236,12 +262,20 @@ REFUSED: dict[str, Callable[[Store], object]] = {
     "domain 'b' has no val picture": lambda store: feed(store, split="val"),
     "no split 'valid'": lambda store: feed(store, split="valid"),
     "data.limit is 0": lambda store: feed(store, limit=0),
+    r"data.known: the store .* has no attribute 'od'; did you mean 'odd'": lambda store: feed(store, known=("od",)),
     "data.short_side is 8, below data.size 16": lambda store: feed(store, short_side=8),
     "30 pixels do not divide into cells of 4; take 32": lambda store: Feed(store, Data(size=30), 4, 4, 0),
     "50 pixels do not divide into cells of 4": lambda store: fixed_batch(store, ["a/train/0"], 50, 4),
     "no picture 'z'": lambda store: fixed_batch(store, ["z"], 16, 4),
     "no domain 'a'": lambda store: fixed_batch(store, ["a/train/0"], 16, 4, domains=("b", "c")),
 }
+
+
+def test_where_nothing_is_known_of_a_domain_it_is_said(tmp_path: Path) -> None:
+    records = [replace(picture(i, "a"), attributes={"x": 1} if i else {"odd": 0}) for i in range(4)]
+    write_store(tmp_path, records, domains=("a",), attributes=("odd", "x"))
+    with pytest.raises(ValueError, match="data.known leaves no training picture of 'a': of its 4 is known odd of 1, x of 3"):
+        feed(Store.open(tmp_path), domains=("a",), known=("odd", "x"))
 
 
 @pytest.mark.parametrize("message", REFUSED)

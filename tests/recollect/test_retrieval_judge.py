@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recollect.config import Run, overlay, preset
-from recollect.data.store import Store
+from recollect.data.store import Store, write_store
 from recollect.data.transforms import to_uint8, to_unit
-from recollect.data.worlds import build_faces, faces
+from recollect.data.worlds import build_faces, build_streets, faces
 from recollect.evaluation.attribute_cases import attributes_of, cut, own_pictures, random_targets, scenes_of
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.retrieval import RetrievalJudge
@@ -273,3 +276,80 @@ def test_an_attribute_that_the_data_lacks(store: Store, monkeypatch: pytest.Monk
     monkeypatch.setattr(Blind, "style_attributes", lambda self: ("Black_Hare",))
     with pytest.raises(ValueError, match="Black_Hair"):
         RetrievalJudge(store, run_of(store))(Blind())
+
+
+class OfDomains(Blind):
+    """Asks for domains, and knows them (`sure`) or is blind."""
+
+    def __init__(self, store: Store, run: Run, sure: float) -> None:
+        super().__init__()
+        ids = [id for domain in run.data.domains for id in store.ids("val", domain)]
+        self.names, self.sure = run.data.domains, sure
+        of = dict(zip(ids, store.column("domain", ids), strict=True))
+        self.known = {cut(store, [id], run)[0].numpy().tobytes(): self.names.index(of[id]) for id in ids}
+
+    def style_attributes(self) -> tuple[str, ...]:
+        return self.names
+
+    def exclusive_attributes(self) -> tuple[tuple[str, ...], ...]:
+        return (self.names,)
+
+    def embed(self, images: Tensor) -> Tensor:
+        own = [self.known[picture.numpy().tobytes()] for picture in to_uint8(images)]
+        return torch.cat([self.sure * nn.functional.one_hot(torch.tensor(own), len(self.names)), super().embed(images)], dim=1)
+
+    def query(self, images: Tensor, attributes: Tensor) -> Tensor:
+        return torch.cat([self.sure * attributes, -super().embed(images)], dim=1)
+
+
+def test_a_retriever_over_domains_is_judged_by_the_domains_that_it_finds(tmp_path: Path) -> None:
+    build_streets(tmp_path / "store", size=32, train=4, val=12, test=1, references=2)
+    streets = Store.open(tmp_path / "store")
+    run = overlay(run_of(streets), {"data.domains": ("sunny", "night")})
+    judge = RetrievalJudge(streets, run)
+    sure, blind = (judge.judgement(OfDomains(streets, run, weight)).values for weight in (50.0, 0.0))
+    assert len(judge.ids) == 24 and streets.domains.attributes == ()
+    for name in ("sunny", "night", "attributes", "average"):
+        assert sure[f"p_at_10/{name}"] == 1.0 and sure[f"chance/{name}"] == blind[f"chance/{name}"] < 0.6
+        assert abs(blind[f"lift/{name}"]) < 0.3
+    assert "p_at_10/content" not in sure and sure["counterpart_at_10"] >= blind["counterpart_at_10"]
+    assert judge.grid(OfDomains(streets, run, 50.0), rows=2).shape[0] == 3
+    with pytest.raises(ValueError, match="night"):
+        judge.judgement(OfDomains(streets, overlay(run, {"data.domains": ("night", "nigt")}), 1.0))
+
+
+def test_a_counterpart_is_any_of_the_pictures_that_have_what_was_asked(tmp_path: Path) -> None:
+    """Each place is there three times in either domain; ten are drawn of the 71 others, and any of the three is an answer."""
+    build_streets(tmp_path / "store", size=32, train=4, val=12, test=1, references=3)
+    streets = Store.open(tmp_path / "store")
+    run = overlay(run_of(streets), {"data.domains": ("sunny", "night")})
+    judge = RetrievalJudge(streets, run)
+    model = OfDomains(streets, run, 0.0)
+    pairs = judge._counterparts(model)
+    assert pairs and {len(others) for _, others in pairs.values()} == {3}
+    for own, others in pairs.values():
+        (domain,) = set(streets.column("domain", others))
+        assert domain != streets.column("domain", [own])[0]
+    expected = 1 - np.prod([(71 - 3 - i) / (71 - i) for i in range(10)])
+    assert judge.counterparts(model)["chance/counterpart_at_10"] == pytest.approx(expected)
+
+
+def test_nobody_is_asked_for_two_of_a_group(tmp_path: Path) -> None:
+    """Pictures with two hair colours can be found, and are queries; what they have is asked of nobody."""
+    records = list(faces.records(16, train=31, val=0, test=0, seed=2))
+    for number, record in enumerate(records):
+        assert record.attributes is not None
+        if number % 3:
+            record.attributes.update(Black_Hair=1, Blond_Hair=1)
+    made = [replace(record, split="val", scene=None, mode=None, regions=None) for record in records[:30]]
+    made.append(replace(records[30], scene=None, mode=None, regions=None))
+    write_store(tmp_path / "store", made, domains=faces.DOMAINS, attributes=faces.ATTRIBUTES)
+    store = Store.open(tmp_path / "store")
+    judge = RetrievalJudge(store, overlay(run_of(store), {"data.size": 16}))
+
+    class Grouped(Blind):
+        def exclusive_attributes(self) -> tuple[tuple[str, ...], ...]:
+            return (faces.HAIRS,)
+
+    asked = judge.asked(Grouped())
+    assert len(asked.targets) == 30 and bool((asked.wanted[:, asked.style][:, :3].sum(1) == 1).all())

@@ -17,11 +17,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recollect.batch import Batch
-from recollect.config import Data
+from recollect.config import Data, did_you_mean
 from recollect.data.store import Store
 from recollect.data.transforms import Sample, joint_crop, rasterise, to_unit
 
@@ -34,12 +35,12 @@ class Feed:
 
     Args:
         store: where the pictures are.
-        data: which domains (none: all of the store's), how they are cut, at most how many of each.
+        data: which domains (none: all of the store's), how they are cut, of which attributes must be known, at most how many.
         batch_size: the JOINT batch per domain over all ranks; a multiple of `world`.
         stride: pixels per cell of the class maps; divides `data.size`.
         seed: of orders, crops and flips.
         rank, world: this process, and how many there are.
-        split: which part of the store; `data.limit` applies to "train" only.
+        split: which part of the store; `data.known` and `data.limit`, in this order, apply to "train" only.
         workers: threads that decode ahead in `stream`; 0: none.
 
     Raises ValueError for unknown names, a domain without pictures, and numbers that do not divide.
@@ -76,12 +77,28 @@ class Feed:
         ids = self.store.ids(split, domain)
         if not ids:
             raise ValueError(f"domain {domain!r} has no {split} picture in {self.store.uri}; it has {self.store.manifest.counts}")
+        if split == "train" and self.data.known:
+            ids = self._known(ids, domain)
         if split != "train" or self.data.limit is None or self.data.limit >= len(ids):
             return ids
         if self.data.limit < 1:
             raise ValueError(f"data.limit is {self.data.limit}; it must be at least 1, or null for all pictures")
         # The first of one shuffled order that no seed changes: seeds compare on the same pictures, small limits are subsets.
         return tuple(ids[index] for index in _permutation(f"limit/{domain}", len(ids))[: self.data.limit])
+
+    def _known(self, ids: tuple[str, ...], domain: str) -> tuple[str, ...]:
+        """Those of the pictures of which all of `data.known` are known."""
+        names, wanted = self.store.domains.attributes, self.data.known
+        for name in wanted:
+            if name not in names:
+                raise ValueError(f"data.known: the store {self.store.uri} has no attribute {name!r}{did_you_mean(name, names)}")
+        unknown = np.isnan(self.store.attributes(ids)[1][:, [names.index(name) for name in wanted]])
+        found = tuple(id for id, lacks in zip(ids, unknown, strict=True) if not lacks.any())
+        if not found:
+            columns = zip(wanted, (~unknown).T.sum(axis=1).tolist(), strict=True)
+            counts = ", ".join(f"{name} of {count}" for name, count in columns)
+            raise ValueError(f"data.known leaves no training picture of {domain!r}: of its {len(ids)} is known {counts}")
+        return found
 
     def batches(self, step: int) -> tuple[Batch, ...]:
         """One batch per domain, in the run's order, for this step and rank."""

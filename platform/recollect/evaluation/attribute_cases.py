@@ -116,6 +116,9 @@ def cut(store: Store, ids: Sequence[str], run: Run) -> Tensor:
 def flips_of(own: Sequence[float], names: Sequence[str], groups: Groups) -> list[tuple[int, tuple[float, ...]]]:
     """All flips of a picture: which attribute changes, and all that are then wanted.
 
+    Args:
+        own: (S,) in {0, 1}, at most one of each group: with two, what is wanted would contradict itself.
+
     >>> flips_of([1, 0, 1], ["Black_Hair", "Blond_Hair", "Male"], [["Black_Hair", "Blond_Hair"]])
     [(1, (0.0, 1.0, 1.0)), (2, (1.0, 0.0, 0.0))]
     """
@@ -135,23 +138,37 @@ def choose(
 ) -> Pictures:
     """A fixed, evenly spread choice of `pictures` pictures (None: all) of a split, each scene once.
 
-    Pictures are left out of which some of the S attributes is unknown. Raises ValueError for attributes that the store lacks,
-    and where nothing is left.
+    Pictures are left out of which some of the S attributes is unknown, and those that have two of a group (of CelebA's, 1 %
+    have two hair colours). Raises ValueError for attributes that the store lacks, and where nothing is left.
     """
-    known = _known(store, split, run.data.domains, names)
+    known = _known(store, split, run.data.domains, names, groups)
     ids = spread(known, pictures)
     domains, own = store.column("domain", ids), attributes_of(store, ids, names)
     return Pictures(tuple(names), tuple(tuple(group) for group in groups), tuple(ids), domains, cut(store, ids, run), own)
 
 
-def _known(store: Store, split: str, domains: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The own pictures of a split of which all these attributes are known."""
+def _known(store: Store, split: str, domains: Sequence[str], names: Sequence[str], groups: Groups) -> list[str]:
+    """The own pictures of a split of which all these attributes are known, and that have at most one of each group."""
     candidates = own_pictures(store, split, domains)
-    unknown = attributes_of(store, candidates, names).isnan().any(1)
-    known = [id for id, lacks in zip(candidates, unknown.tolist(), strict=True) if not lacks]
+    columns = [[names.index(name) for name in group] for group in groups]
+    fit = unambiguous(attributes_of(store, candidates, names), columns)
+    known = [id for id, fits in zip(candidates, fit.tolist(), strict=True) if fits]
     if not known:
-        raise ValueError(f"{store.uri} has no {split} picture of which {', '.join(names)} are all known")
+        one = "".join(f", with at most one of {', '.join(group)}" for group in groups)
+        raise ValueError(f"{store.uri} has no {split} picture of which {', '.join(names)} are all known{one}")
     return known
+
+
+def unambiguous(attributes: Tensor, groups: Sequence[Sequence[int]] = ()) -> Tensor:
+    """Which pictures (N,) have no unknown attribute among these (N, S), and at most one of each group (of column indices).
+
+    >>> unambiguous(torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, torch.nan]]), [[0, 1]])
+    tensor([False,  True, False])
+    """
+    fit = ~attributes.isnan().any(1)
+    for group in groups:
+        fit &= attributes[:, list(group)].nan_to_num().sum(1) <= 1
+    return fit
 
 
 def gather(
@@ -175,7 +192,7 @@ def gather(
         shown = tuple(attributes_of(store, scene, names) for scene in scenes)
         flips = _answered(store, chosen.ids, scenes, shown, flips)
     else:
-        flips, real = _with_real_pictures(store, run, _known(store, split, run.data.domains, names), chosen, flips)
+        flips, real = _with_real_pictures(store, run, _known(store, split, run.data.domains, names, groups), chosen, flips)
     if not flips:
         raise ValueError(f"no {split} picture of {store.uri} shows what a change of {', '.join(names)} asks for")
     fields = (chosen.names, chosen.groups, chosen.ids, chosen.domains, chosen.images, chosen.own)
@@ -234,9 +251,7 @@ def random_targets(attributes: Tensor, queries: Tensor, groups: Sequence[Sequenc
     Pictures of which something is unknown, or that have two attributes of a group (of column indices), are nobody's target.
     Raises ValueError where there are fewer than two others.
     """
-    fit = ~attributes.isnan().any(1)
-    for group in groups:
-        fit &= attributes[:, list(group)].nan_to_num().sum(1) <= 1
+    fit = unambiguous(attributes, groups)
     places = fit.nonzero()[:, 0]
     if len(places) < 2:
         raise ValueError(f"{len(places)} of {len(attributes)} pictures can say what is wanted of another; it takes at least 2")

@@ -16,8 +16,8 @@ Legend: B pictures, P pixels a side, S attributes that can be set, K true pictur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +33,12 @@ from recollect.evaluation.grids import picture_grid
 from recollect.evaluation.metrics import content_kept, find_metric
 from recollect.evaluation.validate import BATCH, DISTANCE, ByPicture, Judgement, parts_of, spread
 from recollect.pipeline import Pipeline
+from recollect.retrieval.directory import read_manifest
+from recollect.retrieval.library import Library
+from recollect.retrieval.manifest import Origin
 from recollect.trainable import AttributeWise
 
+CHUNK = 8 * BATCH  # translations in memory at once
 SAME = 2  # grey levels: as far as two pictures may differ in a pixel and still agree there
 WITH_TRUTH = ("counterpart_error", "identity_error", "change_error", "attribute_accuracy", "attributes_kept")
 WITHOUT = (DISTANCE, "content_kept")
@@ -42,7 +46,7 @@ WITHOUT = (DISTANCE, "content_kept")
 
 def translate_flips(pipeline: Pipeline, cases: AttributeCases) -> Tensor:
     """The deterministic translations (F, 3, P, P) in [0, 1] of all flips, on the CPU."""
-    return translate_to(pipeline, cases, [(flip.picture, flip.wanted) for flip in cases.flips])
+    return translate_to(pipeline, cases, _asked(cases, slice(None)))
 
 
 def translate_to(pipeline: Pipeline, pictures: Pictures, wanted: Sequence[tuple[int, Sequence[float]]]) -> Tensor:
@@ -63,18 +67,47 @@ def translate_to(pipeline: Pipeline, pictures: Pictures, wanted: Sequence[tuple[
 
 def judge_flips(translations: Tensor, cases: AttributeCases) -> Judgement:
     """Compare translations (F, 3, P, P) in [0, 1] of all flips with all that is known of them."""
+    return _judged((translations[rows] for rows in _slices(len(cases.flips))), cases)
+
+
+def judge_pipeline(pipeline: Pipeline, cases: AttributeCases) -> Judgement:
+    """`judge_flips` of what a pipeline makes of the flips, without having all translations in memory."""
+    return _judged((translate_to(pipeline, cases, _asked(cases, rows)) for rows in _slices(len(cases.flips))), cases)
+
+
+def judge_inputs(cases: AttributeCases) -> Judgement:
+    """`judge_flips` of doing nothing, without having the input of every flip in memory."""
+    return _judged((_inputs(cases, rows) for rows in _slices(len(cases.flips))), cases)
+
+
+def inputs_of(cases: AttributeCases) -> Tensor:
+    """The input of every flip as its translation (F, 3, P, P) in [0, 1]: doing nothing."""
+    return _inputs(cases, slice(None))
+
+
+def _inputs(cases: AttributeCases, rows: slice) -> Tensor:
+    return cases.images[[flip.picture for flip in cases.flips[rows]]].float() / 255
+
+
+def _asked(cases: AttributeCases, rows: slice) -> list[tuple[int, tuple[float, ...]]]:
+    """Which picture, and what is wanted of it, of each flip."""
+    return [(flip.picture, flip.wanted) for flip in cases.flips[rows]]
+
+
+def _slices(count: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
+
+
+def _judged(chunks: Iterable[Tensor], cases: AttributeCases) -> Judgement:
+    """What `judge_flips` says, of translations that come in chunks."""
     if cases.renders is None:
-        return _judge_by_real_pictures(translations, cases)
+        return _judge_by_real_pictures(chunks, cases)
+    translations = (picture for chunk in chunks for picture in chunk)
     rows = [_compare(picture, flip, cases) for picture, flip in zip(translations, cases.flips, strict=True)]
     by_picture: dict[str, ByPicture] = {}
     for metric in WITH_TRUTH:
         by_picture |= _by_picture(metric, [row[metric] for row in rows], cases)
     return Judgement({name: value for metric in WITH_TRUTH for name, value in _means(metric, by_picture).items()}, by_picture)
-
-
-def inputs_of(cases: AttributeCases) -> Tensor:
-    """The input of every flip as its translation (F, 3, P, P) in [0, 1]: doing nothing."""
-    return cases.images[[flip.picture for flip in cases.flips]].float() / 255
 
 
 def _compare(picture: Tensor, flip: Flip, cases: AttributeCases) -> dict[str, float]:
@@ -128,29 +161,48 @@ def _means(metric: str, by_picture: Mapping[str, ByPicture]) -> dict[str, float]
     return {metric: sum(means.values()) / len(means), **means} if means else {}
 
 
-def _judge_by_real_pictures(translations: Tensor, cases: AttributeCases) -> Judgement:
+def _judge_by_real_pictures(chunks: Iterable[Tensor], cases: AttributeCases) -> Judgement:
     """Distances between sets for each attribute and each way it changes; a set of both ways would hide that nothing is done."""
     assert cases.real is not None
-    inputs = inputs_of(cases)
-    kept = torch.cat([content_kept(inputs[rows], translations[rows]) for rows in _slices(len(inputs))])
-    by_picture = _by_picture("content_kept", kept.tolist(), cases)
-    features, distances = pyramid(translations), dict[str, float]()
+    kept, found = [], []
+    for rows, chunk in zip(_slices(len(cases.flips)), chunks, strict=True):
+        kept.append(content_kept(_inputs(cases, rows), chunk))
+        found.append(pyramid(chunk))
+    by_picture = _by_picture("content_kept", torch.cat(kept).tolist(), cases)
+    features, distances = torch.cat(found), dict[str, float]()
     for index, name in enumerate(cases.names):
         ways = [
             [place for place, flip in enumerate(cases.flips) if flip.attribute == index and flip.wanted[index] == value]
             for value in (0.0, 1.0)
         ]
-        found = [feature_distance(features[way], cases.real[way]) for way in ways if len(way) > 1]
-        if found:
-            distances[f"{DISTANCE}/{name}"] = sum(found) / len(found)
+        distance = [feature_distance(features[way], cases.real[way]) for way in ways if len(way) > 1]
+        if distance:
+            distances[f"{DISTANCE}/{name}"] = sum(distance) / len(distance)
     if not distances:
         raise ValueError(f"{len(cases)} pictures are too few for a distance between sets; raise evaluation.pictures")
     values = {DISTANCE: sum(distances.values()) / len(distances), **distances}
     return Judgement({**values, **_means("content_kept", by_picture)}, by_picture)
 
 
-def _slices(count: int) -> Iterator[slice]:
-    return (slice(start, start + BATCH) for start in range(0, count, BATCH))
+def check_neighbours(pipeline: Pipeline, split: str, index: str) -> None:
+    """Raise ValueError where the pictures that guide a pipeline are among those that it is judged on.
+
+    Neighbours from the judged split may be the very counterparts that are asked for.
+
+    Args:
+        split: the one that is judged.
+        index: where the neighbours are found, as far as that is known.
+    """
+    if isinstance(pipeline.search, Library) and pipeline.search.origin is not None:
+        _check_origin(pipeline.search.origin, split, index or "that guides it")
+
+
+def _check_origin(origin: Origin, split: str, index: str) -> None:
+    if split in origin.splits:
+        raise ValueError(
+            f"the index {index} holds the {split} split of {origin.store}, which is what is judged: its neighbours would be the "
+            "answers. `recollect index build` makes one of the training pictures alone; judge with that"
+        )
 
 
 class AttributeJudge:
@@ -162,13 +214,19 @@ class AttributeJudge:
         split: "val" for decisions; the test split is read once, for the table.
         pictures: how many pictures, each with all its flips; None: `run.evaluation.pictures`.
 
-    Raises ValueError for metrics that are not measured here.
+    Raises ValueError for metrics that are not measured here, and for a run whose neighbours are of the judged split.
     """
+
+    most: ClassVar[int] = 500  # pictures of a table where nobody says how many: each is translated once an attribute
 
     def __init__(self, store: Store, run: Run, split: str = "val", pictures: int | None = None) -> None:
         self.store, self.run, self.split = store, run, split
         self.pictures = run.evaluation.pictures if pictures is None else pictures
-        self.ids = ids = tuple(spread(own_pictures(store, split, run.data.domains), self.pictures))
+        if run.data.index:  # said before a training, not after hours of it
+            _check_origin(read_manifest(run.data.index).origin, split, run.data.index)
+        every = own_pictures(store, split, run.data.domains)
+        self.ids = ids = tuple(spread(every, self.pictures))
+        self.left_out = len(every) - len(ids)
         self.truth = has_counterparts(store, ids, run.data.domains)
         self.metric = self._resolve(run.evaluation.metric)
         chosen = find_metric(self.metric)
@@ -199,16 +257,16 @@ class AttributeJudge:
         model: Any = pipeline.model
         if not isinstance(model, AttributeWise):
             raise ValueError(f"{model.config.name} is not told attributes, so it cannot be judged by them")
+        check_neighbours(pipeline, self.split, self.run.data.index)
         names, groups = model.style_attributes(), model.exclusive_attributes()
         if (names, groups) not in self._prepared:
             cases = gather(self.store, self.run, self.split, names, groups, self.pictures)
-            self._prepared[names, groups] = cases, judge_flips(inputs_of(cases), cases)
+            self._prepared[names, groups] = cases, judge_inputs(cases)
         return self._prepared[names, groups]
 
     def judgement(self, pipeline: Pipeline) -> Judgement:
         """The translations of all flips, judged; with what belongs to single pictures."""
-        cases = self.cases(pipeline)
-        return judge_flips(translate_flips(pipeline, cases), cases)
+        return judge_pipeline(pipeline, self.cases(pipeline))
 
     def baselines(self, pipeline: Pipeline) -> list[Row]:
         """What stands beside the method: doing nothing."""

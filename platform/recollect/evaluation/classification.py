@@ -10,7 +10,7 @@ Legend: N pictures, B of them at once, P pixels a side, A attributes of the clas
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -41,6 +41,8 @@ class AttributeClassifier(Protocol):
 
     attributes: tuple[str, ...]
 
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]: ...  # of features: logits
     def features(self, images: Tensor) -> Tensor: ...
     def logits(self, images: Tensor) -> Tensor: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -117,8 +119,8 @@ def answer(model: AttributeClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, A) and features (B, F) of pictures (B, 3, H, W) in [-1, 1], on the CPU."""
     like: Tensor = next(model.parameters())
     with torch.inference_mode():
-        moved = images.to(like.device, like.dtype)
-        return model.logits(moved).float().cpu(), model.features(moved).double().cpu()
+        features = model.features(images.to(like.device, like.dtype))
+        return model.head(features).float().cpu(), features.double().cpu()
 
 
 def accuracy(said: Tensor, truth: Tensor, names: Sequence[str], metric: str) -> Judgement:
@@ -156,9 +158,12 @@ class JudgeByClassifier:
 
     Every picture is translated once, to the attributes of another one at random (of a fixed seed), as in the paper.
 
+    The real pictures are classified once: one judge is for all pipelines that are judged on the same pictures.
+
     Args:
         classifier: a bundle, or where it is.
         pictures: what is translated (`attribute_cases.choose`); with their own attributes they are the real pictures, too.
+        device: where the classifier works.
 
     Raises ValueError for a bundle that is no classifier, and for one that does not tell the attributes that are asked for.
     """
@@ -177,21 +182,27 @@ class JudgeByClassifier:
         columns = [[pictures.names.index(name) for name in group] for group in pictures.groups]
         everyone = torch.arange(len(pictures))
         self.wanted = pictures.own[random_targets(pictures.own, everyone, columns, seed)]  # (N, S)
-        self._real = self._answers(pictures.images.float() / 255)
+        self._real = self._answers(pictures.images)
 
     def __call__(self, pipeline: Pipeline) -> ByClassifier:
         """The deterministic translations of the pictures: `accuracy@classifier`, and `fid@classifier` to the real ones."""
         rows = list(enumerate(self.wanted.tolist()))
         return self.judge(translate_to(pipeline, self.pictures, rows))
 
+    def nothing(self) -> ByClassifier:
+        """The pictures themselves as their translations: doing nothing."""
+        return self._judged(*self._real)
+
     def judge(self, translations: Tensor) -> ByClassifier:
-        """Translations (N, 3, P, P) in [0, 1] of the pictures to what was wanted of them; the pictures themselves: doing nothing.
+        """Translations (N, 3, P, P) in [0, 1] of the pictures to what was wanted of them.
 
         `fid@classifier` compares all translations with all pictures, as the paper does; since the attributes wanted are as
         frequent as those there are, doing nothing scores 0. `fid@classifier/<Attribute>` compares the translations that should
         have it with the pictures that have it.
         """
-        said, features = self._answers(translations)
+        return self._judged(*self._answers(translations))
+
+    def _judged(self, said: Tensor, features: Tensor) -> ByClassifier:
         found = self._accuracy(said, self.wanted)
         values = {FRECHET: frechet(self._real[1], features)}
         for index, name in enumerate(self.pictures.names):
@@ -199,7 +210,7 @@ class JudgeByClassifier:
             if min(len(real), len(fake)) > 1:
                 values[f"{FRECHET}/{name}"] = frechet(real, fake)
         judgement = Judgement({**found.values, **values}, found.by_picture)
-        return ByClassifier(judgement, self.digest, len(translations))
+        return ByClassifier(judgement, self.digest, len(features))
 
     def real(self) -> ByClassifier:
         """`accuracy@classifier` of the real pictures: how far it can be trusted."""
@@ -210,10 +221,11 @@ class JudgeByClassifier:
         return accuracy(said[:, columns], truth, self.pictures.names, ACCURACY)
 
     def _answers(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, A) and features (N, F) of pictures (N, 3, P, P) in [0, 1], brought to the classifier's size."""
+        """Logits (N, A) and features (N, F) of pictures (N, 3, P, P), uint8 or in [0, 1], brought to the classifier's size."""
         found = []
         for start in range(0, len(pictures), BATCH):
-            batch = pictures[start : start + BATCH] * 2 - 1
+            batch = pictures[start : start + BATCH]
+            batch = to_unit(batch) if batch.dtype == torch.uint8 else batch * 2 - 1
             if batch.shape[-1] != self.size:
                 batch = F.interpolate(batch, (self.size, self.size), mode="bilinear", antialias=True)
             found.append(answer(self.model, batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import uuid
@@ -24,9 +25,10 @@ from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.statistics import bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
-from recollect.pipeline import Pipeline
-from recollect.retrieval.guided import open_pipeline
+from recollect.retrieval.guided import check_guided, open_pipeline
 from recollect.trainable import Trainable, Translator
+
+logger = logging.getLogger("recollect")
 
 RESAMPLES = 1000
 KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
@@ -46,6 +48,8 @@ def evaluate(
     progress: Callable[[str], None] | None = None,
     device: str = "cpu",
     domains: Sequence[str] | None = None,
+    index: str = "",
+    library: str = "",
 ) -> pd.DataFrame:
     """A bundle and its baselines on a split of a store, one row a metric (see COLUMNS).
 
@@ -54,14 +58,17 @@ def evaluate(
 
     Args:
         bundle: what to judge; its run says the direction and the size.
-        pictures: how many source pictures; None: all of the split (of scenes, where there are scenes).
+        pictures: how many source pictures; None: all of the split (of scenes, where there are scenes), but of those that are
+            translated by attributes 500 at most, which is said.
         progress: told in words what is being done.
         domains: where a detector is judged; None: in those that it was trained on. Translators have a direction instead.
+        index, library: as `open_pipeline` takes them, for a method that is guided by neighbours.
 
     Raises ValueError for unknown splits, and for stores without the bundle's domains.
     """
     tell = progress or (lambda text: None)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    check_guided(opened, index, library)
     judge_name = find_method(opened.run.model.name).judged_by
     if judge_name == DETECTOR:
         from recollect.evaluation.detection import evaluate_detector  # which makes its rows with this module
@@ -70,8 +77,8 @@ def evaluate(
     if domains is not None:
         raise ValueError(f"{opened.path} holds {opened.run.model.name!r}; only a detector is judged by domain")
     if judge_name != Trainable.judged_by:
-        return _by_its_judge(opened, Store.open(store_uri), split, pictures, tell, device)
-    pipeline, store, run = Pipeline.open(opened, device), Store.open(store_uri), opened.run
+        return _by_its_judge(opened, Store.open(store_uri), split, pictures, tell, device, index, library)
+    pipeline, store, run = open_pipeline(opened, device, index=index, library=library), Store.open(store_uri), opened.run
     cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
     tell(f"translating {len(cases)} pictures from {cases.source} to {cases.target}")
     judgement = judge(translate_all(pipeline, cases), cases)
@@ -87,19 +94,34 @@ def evaluate(
 
 
 def _by_its_judge(
-    opened: Bundle, store: Store, split: str, pictures: int | None, tell: Callable[[str], None], device: str
+    opened: Bundle,
+    store: Store,
+    split: str,
+    pictures: int | None,
+    tell: Callable[[str], None],
+    device: str,
+    index: str,
+    library: str,
 ) -> pd.DataFrame:
     """A method that is judged otherwise than by a direction between two domains, by the judge that it names."""
     _check_split(split)
     run = opened.run
-    judge = resolve(find_method(run.model.name).judged_by)(store, run, split, pictures or len(store))
+    if index:  # judges look at it too
+        run = run.model_copy(update={"data": run.data.model_copy(update={"index": index, "library": library})})
+    kind = resolve(find_method(run.model.name).judged_by)
+    judge = kind(store, run, split, pictures or getattr(kind, "most", len(store)))
+    if pictures is None and (left_out := getattr(judge, "left_out", 0)):
+        text = "%d of %d %s pictures are judged, at even distances; `pictures` says how many"
+        logger.warning(text, len(judge.ids), len(judge.ids) + left_out, split)
     translates = issubclass(find_method(run.model.name), Translator)
-    subject: Any = open_pipeline(opened, device) if translates else opened.build().to(device)
+    subject: Any = open_pipeline(opened, device, index=index, library=library) if translates else opened.build().to(device)
     tell(f"judging {judge.about.rpartition(': ')[2] or run.model.name}")
     where = "+".join(run.data.domains)
-    common = {"source": where, "target": where, "split": split, "pictures": len(judge.ids), "data": store.digest}
+    judgement = judge.judgement(subject)
+    count = max((len(own.values) for own in judgement.by_picture.values()), default=len(judge.ids))
+    common = {"source": where, "target": where, "split": split, "pictures": count, "data": store.digest}
     facts = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
-    found = _rows({**facts, "bundle": opened.digest, **common}, judge.judgement(subject))
+    found = _rows({**facts, "bundle": opened.digest, **common}, judgement)
     for row in judge.baselines(subject):
         own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
         found += _rows(own, row.judgement)

@@ -1,21 +1,23 @@
 """Judging a retriever: does it find pictures with the attributes that are asked for, and otherwise like the query (P@10)?
 
-A query is a picture and the style attributes of another one of the split, its target. For each attribute P@10 is the share of the
+A query is a picture and the style attributes of another one of the split, its target. For a retriever over domains the style
+attributes are the domains. For each attribute P@10 is the share of the
 ten nearest pictures of the gallery that agree with what was asked: style attributes with the target's, the others (the content)
 with the query picture's own. Pairs of which one side is unknown are left out. Random pictures agree often: beside every number
 stands `chance`, what they score in expectation, and `lift`, how much of the way from there to 1 is made.
 
 Where a world draws the same faces with other attributes, `counterpart_at_10` is the share of queries that find the very same
-face with the target's attributes among all these pictures.
+face with the target's attributes (one of its pictures, where several have them) among all these pictures.
 
 Legend: Q queries, G pictures of the gallery, k neighbours, A attributes, S of them style attributes, E dimensions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,16 @@ class Retriever(Asking, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+class Asked(NamedTuple):
+    """What is asked of a retriever: the attributes by name, and those of the gallery, the targets and the answers."""
+
+    names: tuple[str, ...]  # A
+    style: list[int]  # which of them are asked for (S)
+    table: Tensor  # (G, A)
+    targets: Tensor  # (Q,) the place in the gallery of the picture whose style attributes are asked for
+    wanted: Tensor  # (Q, A) what is found should have: the target's style, the query's own content
+
+
 class RetrievalJudge:
     """Judges a retriever: `RetrievalJudge(store, run)(model)["objective"]`.
 
@@ -75,7 +87,6 @@ class RetrievalJudge:
         count = run.evaluation.pictures if queries is None else queries
         self.queries = [int(place) for place in spread([str(place) for place in range(len(self.ids))], count)]
         self.names = store.domains.attributes
-        self.table = attributes_of(store, self.ids, self.names)  # (G, A)
         self.scenes = self._scenes(gallery)
         self.metric = MEASURED[0] if run.evaluation.metric == "auto" else run.evaluation.metric
         if self.metric not in self._measured():
@@ -107,71 +118,81 @@ class RetrievalJudge:
 
     def targets(self, model: Asking) -> Tensor:
         """For each query the place in the gallery of the picture whose style attributes are asked for (Q,)."""
-        style = model.style_attributes()
-        wanted = attributes_of(self.store, self.ids, style)
-        return random_targets(wanted, torch.tensor(self.queries))
+        return self.asked(model).targets
 
     def retrieved(self, model: Retriever) -> Retrieved:
         """What the queries find in the gallery."""
-        return replace(self.expected(model), precision=agreement(self.wanted(model), self.table[self._find(model)]))
+        asked = self.asked(model)
+        return replace(self.expected(model), precision=agreement(asked.wanted, asked.table[self._find(model)]))
 
     def expected(self, model: Asking) -> Retrieved:
         """What they would find at random, in expectation."""
-        by_chance = chance(self.wanted(model), self.table, torch.tensor(self.queries))
-        return Retrieved(self.names, model.style_attributes(), by_chance, by_chance)
+        asked = self.asked(model)
+        by_chance = chance(asked.wanted, asked.table, torch.tensor(self.queries))
+        return Retrieved(asked.names, model.style_attributes(), by_chance, by_chance)
 
-    def wanted(self, model: Asking) -> Tensor:
-        """The attributes (Q, A) that what is found should have: the target's style, the query's own content."""
-        asked, targets = self._columns(model.style_attributes()), self.targets(model)
-        wanted = self.table[self.queries]
-        wanted[:, asked] = self.table[targets][:, asked]
-        return wanted
+    def asked(self, model: Asking) -> Asked:
+        """What is asked of this model. Raises ValueError for style attributes that are neither the data's nor its domains."""
+        style = model.style_attributes()
+        shown = attributes_of(self.store, self.ids, style)  # (G, S)
+        of_domains = set(style) <= set(self.store.domains.names)
+        names = (*style, *(name for name in self.names if name not in style)) if of_domains else self.names
+        columns = [names.index(name) for name in style]
+        table = torch.full((len(self.ids), len(names)), torch.nan)
+        table[:, [names.index(name) for name in self.names]] = attributes_of(self.store, self.ids, self.names)
+        table[:, columns] = shown
+        groups = [[style.index(name) for name in group] for group in _groups(model)]
+        targets = random_targets(shown, torch.tensor(self.queries), groups)
+        wanted = table[self.queries]
+        wanted[:, columns] = shown[targets]
+        return Asked(names, columns, table, targets, wanted)
 
     def _find(self, model: Retriever) -> Tensor:
         """The neighbours' places in the gallery (Q, K)."""
-        asked = self.wanted(model)[:, self._columns(model.style_attributes())]
-        return nearest(self._query(model, asked), self._embed(model, self.ids), K, torch.tensor(self.queries))
-
-    def _columns(self, style: Sequence[str]) -> list[int]:
-        for name in style:
-            if name not in self.names:
-                raise ValueError(f"{self.store.uri} has no attribute {name!r}{did_you_mean(name, self.names)}")
-        return [self.names.index(name) for name in style]
+        asked = self.asked(model)
+        vectors = self._query(model, asked.wanted[:, asked.style])
+        return nearest(vectors, self._embed(model, self.ids), K, torch.tensor(self.queries))
 
     def counterparts(self, model: Retriever) -> dict[str, float]:
         """`counterpart_at_10`, and what chance finds, over the queries whose counterpart is another picture; or nothing."""
         return self._counterparts_found(model).values
 
     def _counterparts_found(self, model: Retriever) -> Judgement:
-        asked = self._counterparts(model)  # by query: its own picture, and its counterpart
-        if not asked:
+        pairs = self._counterparts(model)  # by query: its own picture, and its counterparts
+        if not pairs:
             return Judgement({}, {})
-        gallery = [id for scene in self.scenes.values() for id in scene]
+        gallery = list(dict.fromkeys(id for scene in self.scenes.values() for id in scene))  # domains share scenes
         place = {id: index for index, id in enumerate(gallery)}
-        own, wanted = (torch.tensor([place[pair[side]] for pair in asked.values()]) for side in (0, 1))
-        style = model.style_attributes()
-        vectors = self._query(model, self.wanted(model)[:, self._columns(style)])[list(asked)]
-        hits = (nearest(vectors, self._embed(model, gallery), K, own) == wanted[:, None]).any(1).double()
+        asked, rows = self.asked(model), list(pairs)
+        vectors = self._query(model, asked.wanted[:, asked.style])[rows]
+        own = torch.tensor([place[own] for own, _ in pairs.values()])
+        found = nearest(vectors, self._embed(model, gallery), K, own).tolist()
+        right = [{place[id] for id in others} for _, others in pairs.values()]
+        hits = torch.tensor([not others.isdisjoint(row) for others, row in zip(right, found, strict=True)]).double()
+        by_chance = [1 - math.comb(len(gallery) - 1 - len(some), K) / math.comb(len(gallery) - 1, K) for some in right]
         every = torch.zeros(2, len(self.queries), dtype=torch.double)  # values and weights
-        every[:, list(asked)] = torch.stack([hits, torch.ones_like(hits)])
-        values = {f"counterpart_at_{K}": float(hits.mean()), f"chance/counterpart_at_{K}": K / (len(gallery) - 1)}
+        every[:, rows] = torch.stack([hits, torch.ones_like(hits)])
+        values = {
+            f"counterpart_at_{K}": float(hits.mean()),
+            f"chance/counterpart_at_{K}": sum(by_chance) / len(by_chance),
+        }
         return Judgement(values, {f"counterpart_at_{K}": ByPicture(*every)})
 
-    def _counterparts(self, model: Asking) -> dict[int, tuple[str, str]]:
-        """By query the id of its own picture, and of the same face with what is wanted, where that is another picture."""
+    def _counterparts(self, model: Asking) -> dict[int, tuple[str, tuple[str, ...]]]:
+        """By query the ids of its own picture, and of the same face with what is wanted, where these are other pictures."""
         style = model.style_attributes()
-        wanted = attributes_of(self.store, self.ids, style)[self.targets(model)]
+        asked = self.asked(model)
         found = {}
         for row, query in enumerate(self.queries):
             own = self.ids[query]
             scene = self.scenes.get(own, ())
-            if not scene:
+            right = (attributes_of(self.store, scene, style) == asked.wanted[row, asked.style]).all(1) if scene else None
+            if right is None or not right.any():
                 continue
-            right = (attributes_of(self.store, scene, style) == wanted[row]).all(1)
             table = attributes_of(self.store, (own, *scene), self.names)
-            answer = scene[answers(table[0], table[1:], right)[0]] if right.any() else own
-            if answer != own:
-                found[row] = own, answer
+            others = tuple(scene[place] for place in answers(table[0], table[1:], right))
+            if own not in others:
+                found[row] = own, others
         return found
 
     def _embed(self, model: Retriever, ids: Sequence[str]) -> Tensor:
@@ -209,12 +230,11 @@ class RetrievalJudge:
     def grid(self, model: Retriever, rows: int = 4) -> Tensor:
         """A picture (3, height, width) uint8: query | what is wanted, in words | its first neighbours, nearest first."""
         chosen = [int(row) for row in spread([str(row) for row in range(len(self.queries))], rows)]
-        style, found = model.style_attributes(), self._find(model)
-        asked = self.wanted(model)[chosen][:, self._columns(style)].tolist()
-        groups = getattr(model, "exclusive_attributes", tuple)()
+        style, found, asked = model.style_attributes(), self._find(model), self.asked(model)
+        wanted = asked.wanted[chosen][:, asked.style].tolist()
         columns: dict[str, Tensor | list[str]] = {
             "query": self._cut([self.queries[row] for row in chosen]),
-            "wanted": [named(style, row, groups) for row in asked],
+            "wanted": [named(style, row, _groups(model)) for row in wanted],
         }
         for place in range(SHOWN):
             columns[f"found {place + 1}"] = self._cut(found[chosen, place].tolist())
@@ -222,6 +242,11 @@ class RetrievalJudge:
 
     def _cut(self, places: Sequence[int]) -> Tensor:
         return cut(self.store, [self.ids[place] for place in places], self.run)
+
+
+def _groups(model: Asking) -> Sequence[Sequence[str]]:
+    """The groups of its attributes of which a picture has at most one; none where it does not say."""
+    return tuple(getattr(model, "exclusive_attributes", tuple)())
 
 
 def named(names: Sequence[str], values: Sequence[float], groups: Sequence[Sequence[str]] = ()) -> str:

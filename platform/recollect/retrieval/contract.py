@@ -165,6 +165,9 @@ class IndexContract:
             del model.vectors[id]
         assert len(index) == len(model.vectors) == 332 and set(index.ids()) == set(model.vectors)
         assert ids[6] in index and ids[0] not in index and "" not in index and None not in index
+        assert (
+            index.lacking([*ids[4:7], ids[4], ids[0], "nobody", ""]) == 3 and index.lacking([]) == index.lacking(index.ids()) == 0
+        )
         for where in ({}, {"Male": 1}):
             self._check(index.search(vectors, 6, where), model, vectors, 6, where)
         index.add(vectors[:2] + 1, ids[:2])  # attributes unknown: found, but by no attribute

@@ -6,7 +6,11 @@
 
 A writer fills a hidden directory, writes the manifest last, renames it to the next version, and then CURRENT. So whoever is
 killed at any moment leaves the version before; a reader that has one open keeps it, and the one before stays on the disk. One
-writer works at a time: the others wait for the lock, which the system takes back from a writer that is killed.
+writer works at a time: the others wait for the lock, which the system takes back from a writer that is killed. A remote place has
+no lock: there one writer at a time copies an index, in the same order.
+
+An index whose pictures are in a server (see `milvus.py`) has only its address in a version: what is said here of versions then
+holds of the address and of the digest of the content, not of the content.
 """
 
 from __future__ import annotations
@@ -19,20 +23,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 from pydantic import ValidationError
 
 import recollect
 from recollect.bundle import filesystem_of
-from recollect.config import Frozen, did_you_mean, resolve
+from recollect.config import did_you_mean, resolve
 from recollect.retrieval.index import SETTINGS, Index
+from recollect.retrieval.manifest import FORMAT
+from recollect.retrieval.manifest import IndexManifest as IndexManifest
+from recollect.retrieval.manifest import Origin as Origin
 
-FORMAT = 1
 VERSION = re.compile(r"v[0-9]{6,}")
 CURRENT, MANIFEST, LOCK = "CURRENT", "manifest.json", ".lock"
 BACK_ENDS = {
@@ -40,42 +45,6 @@ BACK_ENDS = {
     "faiss": "recollect.retrieval.faiss:FaissIndex",
     "milvus": "recollect.retrieval.milvus:MilvusIndex",
 }
-
-
-class Origin(Frozen):
-    """What an index was made of: enough to embed a query, or further pictures, as its own were."""
-
-    model: str  # `Embedder.embedding_digest`
-    store: str = ""  # the URI of the image store
-    store_digest: str = ""
-    size: int = 0  # pixels of the square that was embedded
-    short_side: int | None = None
-    splits: tuple[str, ...] = ()
-    domains: tuple[str, ...] = ()  # none: all of the store's
-    limit: int | None = None
-
-
-class IndexManifest(Frozen):
-    """One version of an index."""
-
-    format: int = FORMAT
-    recollect: str
-    version: str
-    back_end: str
-    metric: str = "l2"
-    dimension: int
-    count: int
-    added: int
-    removed: int
-    attributes: tuple[str, ...]
-    settings: dict[str, Any]
-    origin: Origin
-    files: dict[str, str]  # name -> SHA-256
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the digests of all files: the identity of this version's content."""
-        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
 def back_end(name: str) -> type[Index]:
@@ -106,10 +75,11 @@ def change_index(
         change: adds to and removes from the index, and returns the origin to record.
         model: the digest of the embedder that the index must belong to.
 
-    An error in `change` leaves everything as it was. Raises ValueError as `open_index`.
+    An error in `change` leaves everything as it was, but for an index in a server: there each `add` and `remove` takes effect at
+    once, and one before the error stays done while the version still names the old content. Raises ValueError as `open_index`.
     """
     root = Path(path)
-    _current(root)  # before a lock makes a directory
+    _current(*filesystem_of(root))  # before a lock makes a directory
     with _writing(root):
         index, manifest = open_version(root, model, mmap=False)
         return _commit(root, index, change(index, manifest))
@@ -134,37 +104,88 @@ def open_version(
 ) -> tuple[Index, IndexManifest]:
     """`open_index`, with the manifest of the version that was opened."""
     root = _local(path)
+    local = fs.LocalFileSystem()
     while True:
-        version = _current(root)
+        version = _current(local, str(root))
         try:
-            manifest = _read_manifest(root / version)
+            manifest = _read_manifest(local, f"{root}/{version}")
             _check(root / version, manifest, verify)
             if model is not None and model != manifest.origin.model:
                 raise ValueError(_foreign(path, manifest, model))
             return back_end(manifest.back_end).open(root / version, mmap), manifest
         except (ValueError, FileNotFoundError):
-            if _current(root) == version:  # else writers were here meanwhile and took this version away
+            if _current(local, str(root)) == version:  # else writers were here meanwhile and took this version away
                 raise
 
 
 def read_manifest(path: str | os.PathLike[str]) -> IndexManifest:
-    """The manifest of the current version. Raises ValueError when there is no index."""
-    root = _local(path)
-    return _read_manifest(root / _current(root))
+    """The manifest of the current version, and nothing else of it. Raises ValueError when there is no index."""
+    filesystem, root = filesystem_of(path)
+    while True:
+        version = _current(filesystem, root, os.fspath(path))
+        try:
+            return _read_manifest(filesystem, f"{root}/{version}")
+        except ValueError:
+            if _current(filesystem, root, os.fspath(path)) == version:
+                raise
 
 
-def copy_index(source: str | os.PathLike[str], target: str) -> None:
-    """Copy the current version to a local path or `pyarrow.fs` URI, CURRENT last."""
+def copy_index(source: str | os.PathLike[str], target: str) -> IndexManifest:
+    """Make the current version of an index the next one at `target`, a local path or `pyarrow.fs` URI; CURRENT last.
+
+    Readers of an index that is there already keep its version, as with `change_index`. Raises ValueError when there is something
+    else.
+    """
     root = _local(source)
-    manifest = read_manifest(root)
     filesystem, there = filesystem_of(target)
-    filesystem.create_dir(f"{there}/{manifest.version}", recursive=True)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with _writing(Path(there)):
+            return _copy(root, filesystem, there)
+    if _foreign_names(_names(filesystem, there)):
+        raise ValueError(f"{target} is there already and is no index; choose another place")
+    return _copy(root, filesystem, there)
+
+
+def _copy(root: Path, filesystem: fs.FileSystem, there: str) -> IndexManifest:
+    """The current version of a local index as the next one of the index at `there`, if any."""
     local = fs.LocalFileSystem()
-    fs.copy_files(
-        str(root / manifest.version), f"{there}/{manifest.version}", source_filesystem=local, destination_filesystem=filesystem
-    )
-    with filesystem.open_output_stream(f"{there}/{CURRENT}") as stream:
-        stream.write(f"{manifest.version}\n".encode())
+    manifest = read_manifest(root)
+    names = _names(filesystem, there)
+    versions = [name for name in names if VERSION.fullmatch(name)]
+    before = _current(filesystem, there) if CURRENT in names else ""
+    copied = manifest.model_copy(update={"version": _next(versions)})
+    place = f"{there}/{copied.version}"
+    filesystem.create_dir(place, recursive=True)
+    fs.copy_files(str(root / manifest.version), place, source_filesystem=local, destination_filesystem=filesystem)
+    _write(filesystem, f"{place}/{MANIFEST}", copied.model_dump_json(indent=2) + "\n")
+    _write(filesystem, f"{there}/{CURRENT}", f"{copied.version}\n")
+    for old in set(versions) - {before}:  # readers may be opening the one before
+        filesystem.delete_dir(f"{there}/{old}")
+    return copied
+
+
+def _names(filesystem: fs.FileSystem, root: str) -> list[str]:
+    """What is in a directory; nothing where there is none."""
+    return [item.base_name for item in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))]
+
+
+def _next(versions: list[str]) -> str:
+    return f"v{1 + max((int(name[1:]) for name in versions), default=0):06d}"
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> str:
+    with filesystem.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+    return content.decode()
+
+
+def _write(filesystem: fs.FileSystem, path: str, content: str) -> None:
+    """A small file, on the disk by a rename (object stores show a file when it is whole)."""
+    draft = path if not isinstance(filesystem, fs.LocalFileSystem) else f"{os.path.dirname(path)}/.{os.path.basename(path)}"
+    with filesystem.open_output_stream(draft) as stream:
+        stream.write(content.encode())
+    if draft != path:
+        filesystem.move(draft, path)
 
 
 def _foreign(path: str | os.PathLike[str], manifest: IndexManifest, model: str) -> str:
@@ -175,20 +196,21 @@ def _foreign(path: str | os.PathLike[str], manifest: IndexManifest, model: str) 
     )
 
 
-def _current(root: Path) -> str:
+def _current(filesystem: fs.FileSystem, root: str, said: str = "") -> str:
+    """The name of the version to open; `said` is what the place is called in messages."""
     try:
-        name = (root / CURRENT).read_text().strip()
+        name = _read(filesystem, f"{root}/{CURRENT}").strip()
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"there is no index at {root} (no {CURRENT}); `recollect index build` makes one") from None
+        raise ValueError(f"there is no index at {said or root} (no {CURRENT}); `recollect index build` makes one") from None
     if not VERSION.fullmatch(name):
-        raise ValueError(f"{root / CURRENT} names {name[:40]!r}, which is no version of an index")
+        raise ValueError(f"{said or root}/{CURRENT} names {name[:40]!r}, which is no version of an index")
     return name
 
 
-def _read_manifest(version: Path) -> IndexManifest:
-    path = version / MANIFEST
+def _read_manifest(filesystem: fs.FileSystem, version: str) -> IndexManifest:
+    path = f"{version}/{MANIFEST}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(_read(filesystem, path))
         if content.get("format") != FORMAT:
             raise ValueError(f"{path} has index format {content.get('format')!r}; this version of recollect reads {FORMAT}")
         return IndexManifest.model_validate(content)
@@ -212,7 +234,7 @@ def _check(version: Path, manifest: IndexManifest, verify: bool) -> None:
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
     """One writer at a time; refuses a directory of something else."""
-    if root.exists() and (not root.is_dir() or _foreign_names(root)):
+    if root.exists() and (not root.is_dir() or _foreign_names(item.name for item in root.iterdir())):
         raise ValueError(f"{root} is there already and is no index; choose another place")
     root.mkdir(parents=True, exist_ok=True)
     with (root / LOCK).open("w") as lock:
@@ -220,19 +242,18 @@ def _writing(root: Path) -> Iterator[None]:
         yield
 
 
-def _foreign_names(root: Path) -> list[str]:
-    return [
-        item.name for item in root.iterdir() if item.name[0] != "." and item.name != CURRENT and not VERSION.fullmatch(item.name)
-    ]
+def _foreign_names(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name[0] != "." and name != CURRENT and not VERSION.fullmatch(name)]
 
 
 def _commit(root: Path, index: Index, origin: Origin) -> IndexManifest:
     """Write the next version and let CURRENT name it. The lock is held."""
     for left in root.glob(".v*"):  # of writers that were killed
         shutil.rmtree(left, ignore_errors=True)
-    versions = sorted(item.name for item in root.iterdir() if VERSION.fullmatch(item.name))
-    before = _current(root) if (root / CURRENT).exists() else ""
-    version = f"v{int(versions[-1][1:]) + 1 if versions else 1:06d}"
+    local = fs.LocalFileSystem()
+    versions = [item.name for item in root.iterdir() if VERSION.fullmatch(item.name)]
+    before = _current(local, str(root)) if (root / CURRENT).exists() else ""
+    version = _next(versions)
     work = root / f".{version}"
     index.save(work)
     stats = index.stats()
@@ -253,9 +274,7 @@ def _commit(root: Path, index: Index, origin: Origin) -> IndexManifest:
     )
     (work / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     work.rename(root / version)
-    pointer = root / f".{CURRENT}"
-    pointer.write_text(f"{version}\n")
-    pointer.replace(root / CURRENT)
+    _write(local, f"{root}/{CURRENT}", f"{version}\n")
     for old in set(versions) - {before}:  # readers may be opening the one before
         shutil.rmtree(root / old, ignore_errors=True)
     return manifest
@@ -266,13 +285,10 @@ def _local(path: str | os.PathLike[str]) -> Path:
     filesystem, root = filesystem_of(path)
     if isinstance(filesystem, fs.LocalFileSystem):
         return Path(root)
-    if filesystem.get_file_info(f"{root}/{CURRENT}").type != fs.FileType.File:
-        raise ValueError(f"there is no index at {os.fspath(path)} (no {CURRENT}); `recollect index build` makes one")
+    version = _current(filesystem, root, os.fspath(path))
     cache = Path(tempfile.mkdtemp(prefix="recollect-index-"))
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    with filesystem.open_input_stream(f"{root}/{CURRENT}") as stream:
-        (cache / CURRENT).write_bytes(stream.read())
-    version = _current(cache)
+    (cache / CURRENT).write_text(f"{version}\n")
     (cache / version).mkdir()
     local = fs.LocalFileSystem()
     fs.copy_files(f"{root}/{version}", str(cache / version), source_filesystem=filesystem, destination_filesystem=local)

@@ -19,15 +19,16 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from recollect.bundle import Bundle, filesystem_of, open_bundle
+from recollect.bundle import Bundle, absolute, filesystem_of, open_bundle
 from recollect.config import Data, did_you_mean
 from recollect.data.loader import Feed
 from recollect.data.schema import SPLITS
 from recollect.data.shards import Function, Progress, map_here, remove_work, shares
 from recollect.data.store import Store
 from recollect.data.transforms import joint_crop, to_unit
-from recollect.retrieval.directory import IndexManifest, Origin, back_end, change_index, copy_index, write_index
+from recollect.retrieval.directory import back_end, change_index, copy_index, write_index
 from recollect.retrieval.index import Index, Vectors
+from recollect.retrieval.manifest import IndexManifest, Origin, Selection
 from recollect.trainable import Embedder
 
 BATCH = 32
@@ -119,10 +120,20 @@ def build_index(
     """
     kind = back_end(backend)  # before an hour of embedding
     opened, pictures = open_bundle(bundle), Store.open(store)
-    origin = _origin(opened, pictures, tuple(splits), tuple(domains or ()), limit)
-    table, work = _embedded(
-        opened, pictures, origin, _selected(pictures, origin), os.fspath(out), workers, address, device, progress
+    chosen = _checked(pictures, Selection(splits=tuple(splits), domains=tuple(domains or ()), limit=limit))
+    data = opened.run.data
+    origin = Origin(
+        model=open_embedder(opened).embedding_digest(),
+        **_identity(pictures),
+        size=data.size,
+        short_side=data.short_side,
+        splits=chosen.splits,
+        domains=chosen.domains,
+        limit=chosen.limit,
     )
+    ids = _selected(pictures, chosen, origin)
+    arguments = (os.fspath(out), workers, address, device, progress)
+    table, work = _embedded(opened, absolute(os.fspath(bundle)), pictures, origin, ids, *arguments)
     index = kind.build(_vectors(table), table["id"].to_pylist(), _attributes(table, pictures), **(settings or {}))
     manifest = _written(index, origin, out)
     remove_work(work)
@@ -134,8 +145,9 @@ def add_to_index(
     bundle: str | os.PathLike[str],
     store: str | os.PathLike[str] = "",
     *,
-    splits: Sequence[str] = ("train",),
+    splits: Sequence[str] | None = None,
     domains: Sequence[str] | None = None,
+    limit: int | None = None,
     workers: int = 0,
     address: str | None = "local",
     device: str = "auto",
@@ -143,8 +155,14 @@ def add_to_index(
 ) -> tuple[IndexManifest, int]:
     """Embed those pictures of a store that the index lacks and add them; how many is the second answer.
 
-    `store` is the index's own unless it has grown: one that is given must hold every picture of the index, and is the index's
-    from then on. Raises ValueError when it does not, or the index belongs to another bundle.
+    Args:
+        store: the index's own unless it has grown: one that is given must hold every picture of the index, and is the index's
+            from then on.
+        splits, domains, limit: which pictures. What is not given is as the index was built; where nothing is, all selections
+            that it was ever made of are taken again, in the store as it is now. A limit of 0 lifts the index's own.
+
+    What was removed from the index and is chosen comes back. Raises ValueError when the store lacks a picture of the index, or
+    the index belongs to another bundle.
     """
     opened = open_bundle(bundle)
     digest = str(open_embedder(opened).embedding_digest())
@@ -158,67 +176,74 @@ def add_to_index(
             raise ValueError(
                 f"the store {pictures.uri} lacks {lost!r}, which is in the index; give one that holds all of its pictures"
             )
-        old = manifest.origin
-        origin = _origin(opened, pictures, tuple(splits), tuple(domains or ()), None, old.size, old.short_side)
-        new = [id for id in _selected(pictures, origin) if id not in found]
+        origin = manifest.origin.model_copy(update=_identity(pictures))
+        further = _further(origin, splits, domains, limit)
+        chosen = [id for one in further for id in _selected(pictures, _checked(pictures, one), origin)]
+        new = [id for id in dict.fromkeys(chosen) if id not in found]
         if new:
             arguments = (os.fspath(index), workers, address, device, progress)
-            table, work = _embedded(opened, pictures, origin, new, *arguments)
+            table, work = _embedded(opened, absolute(os.fspath(bundle)), pictures, origin, new, *arguments)
             attributes = {name: column for name, column in _attributes(table, pictures).items() if name in found.attributes}
             found.add(_vectors(table), table["id"].to_pylist(), attributes)
             remove_work(work)
         added = len(new)
-        both = tuple(dict.fromkeys(old.splits + origin.splits))
-        return old.model_copy(update={"store": origin.store, "store_digest": origin.store_digest, "splits": both})
+        for one in further:
+            origin = origin.with_selection(one)
+        return origin
 
     return change_index(index, change, digest), added
 
 
-def _origin(
-    bundle: Bundle,
-    store: Store,
-    splits: tuple[str, ...],
-    domains: tuple[str, ...],
-    limit: int | None,
-    size: int = 0,
-    short_side: int | None = None,
-) -> Origin:
-    for split in splits:
-        if split not in SPLITS:
-            raise ValueError(f"there is no split {split!r}{did_you_mean(split, SPLITS)}")
-    store.domains.only(domains or store.domains.names)
-    data = bundle.run.data
-    uri = store.uri if "://" in store.uri else os.path.abspath(store.uri)
-    return Origin(
-        model=open_embedder(bundle).embedding_digest(),
-        store=uri,
-        store_digest=store.digest,
-        size=size or data.size,
-        short_side=short_side if size else data.short_side,
-        splits=splits,
-        domains=domains,
-        limit=limit,
+def _identity(store: Store) -> dict[str, str]:
+    """What an origin says of its store."""
+    return {"store": absolute(store.uri), "store_digest": store.digest}
+
+
+def _further(
+    origin: Origin, splits: Sequence[str] | None, domains: Sequence[str] | None, limit: int | None
+) -> tuple[Selection, ...]:
+    """What to add to an index: what is not said is as it was built; all that it was made of where nothing is said."""
+    if splits is None and domains is None and limit is None:
+        return origin.taken()
+    first = origin.taken()[0]
+    return (
+        Selection(
+            splits=first.splits if splits is None else tuple(splits),
+            domains=first.domains if domains is None else tuple(domains),
+            limit=first.limit if limit is None else limit or None,
+        ),
     )
 
 
-def _selected(store: Store, origin: Origin) -> list[str]:
+def _checked(store: Store, selection: Selection) -> Selection:
+    """The selection, if the store has such splits and domains."""
+    for split in selection.splits:
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}{did_you_mean(split, SPLITS)}")
+    store.domains.only(selection.domains or store.domains.names)
+    return selection
+
+
+def _selected(store: Store, selection: Selection, origin: Origin) -> list[str]:
     """The ids of a selection. Raises ValueError where there are none."""
-    names = origin.domains or store.domains.names
+    names = selection.domains or store.domains.names
     found: list[str] = []
-    for split in origin.splits:
-        if split == "train" and origin.limit is not None:
-            feed = Feed(store, Data(domains=names, size=origin.size, short_side=origin.short_side, limit=origin.limit), 1, 1, 0)
+    for split in selection.splits:
+        if split == "train" and selection.limit is not None:
+            data = Data(domains=names, size=origin.size, short_side=origin.short_side, limit=selection.limit)
+            feed = Feed(store, data, 1, 1, 0)
             found += [id for name in names for id in feed.ids[name]]
         else:
             found += [id for name in names for id in store.ids(split, name)]
     if not found:
-        chosen = f"{', '.join(origin.splits) or 'no split'} of {', '.join(names)}"
+        chosen = f"{', '.join(selection.splits) or 'no split'} of {', '.join(names)}"
         raise ValueError(f"there is no picture in {chosen} of {store.uri}; it has {store.manifest.counts}")
     return found
 
 
 def _embedded(
     bundle: Bundle,
+    uri: str,
     store: Store,
     origin: Origin,
     ids: Sequence[str],
@@ -228,15 +253,16 @@ def _embedded(
     device: str,
     progress: Progress,
 ) -> tuple[pa.Table, str]:
-    """The rows of these pictures, and the work directory that they are in."""
+    """The rows of these pictures, and the work directory that they are in; `uri` is where others find the bundle."""
     key = hashlib.sha256(f"{origin.model} {origin.store_digest} {origin.size} {origin.short_side}".encode()).hexdigest()
     work = f"{out.rstrip('/') if '://' in out else os.path.abspath(out)}.parts-{key[:12]}"
-    make = Embedding(os.path.abspath(bundle.path), origin.size, origin.short_side, device)
     todo = shares(store, ids)
     if not workers:
-        return map_here(make, store, todo, work, progress), work
+        here = Embedding(os.path.abspath(bundle.path), origin.size, origin.short_side, device)
+        return map_here(here, store, todo, work, progress), work
     from recollect.cluster import connected, map_shards  # Ray, which small uses do without
 
+    make = Embedding(uri, origin.size, origin.short_side, device)  # not this process's copy of a remote bundle
     with connected(address):
         located = store if "://" in store.uri else Store.open(origin.store)  # workers have another current directory
         return map_shards(make, located, todo, work, workers=workers, progress=progress), work
@@ -259,6 +285,5 @@ def _written(index: Index, origin: Origin, out: str | os.PathLike[str]) -> Index
     if isinstance(filesystem_of(out)[0], fs.LocalFileSystem):
         return write_index(filesystem_of(out)[1], index, origin)
     with tempfile.TemporaryDirectory() as folder:
-        manifest = write_index(Path(folder) / "index", index, origin)
-        copy_index(Path(folder) / "index", os.fspath(out))
-        return manifest
+        write_index(Path(folder) / "index", index, origin)
+        return copy_index(Path(folder) / "index", os.fspath(out))

@@ -7,7 +7,7 @@ import os
 import torch
 
 from recollect.bundle import Bundle, open_bundle
-from recollect.config import Data
+from recollect.config import Data, find_method
 from recollect.pipeline import Pipeline
 from recollect.retrieval.library import Library
 from recollect.trainable import Guided
@@ -32,13 +32,23 @@ def open_pipeline(
         index: where they are found; empty: in the index that the run was trained with.
         library: the store with the pictures; empty: the one that the run, or the index, names.
 
-    Raises ValueError for an index of another bundle, or whose store is gone. Without any index a method that needs neighbours
-    says so when it translates.
+    Raises ValueError for an index of another bundle, or whose store is gone, and for an index or library that nothing would look
+    into. Without any index a method that needs neighbours says so when it translates.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    check_guided(opened, index, library)
     pipeline = Pipeline.open(opened, device, which)
     given = {"index": index, "library": library} if index else {"library": library or opened.run.data.library}
     data = opened.run.data.model_copy(update=given)
+    if library and not data.index:
+        raise ValueError(f"the library {library} needs an index that says what is in it; {opened.path} was trained with none")
     if isinstance(pipeline.model, Guided) and data.index:
         pipeline.search = library_of(data, pipeline.model.embedding_digest())
     return pipeline
+
+
+def check_guided(opened: Bundle, index: str, library: str) -> None:
+    """Raise ValueError where an index or library is given to a method that no neighbours guide."""
+    if (index or library) and not issubclass(find_method(opened.run.model.name), Guided):
+        what = "index" if index else "library"
+        raise ValueError(f"{opened.path} holds {opened.run.model.name!r}, which no neighbours guide; leave the {what} out")

@@ -174,6 +174,10 @@ class Index(ABC):
     def __contains__(self, id: object) -> bool:
         """Whether this picture can be found."""
 
+    def lacking(self, ids: Iterable[str]) -> int:
+        """How many of these pictures cannot be found; "" is none, and what comes twice counts once."""
+        return sum(id not in self for id in set(ids) - {""})
+
     @abstractmethod
     def ids(self) -> Iterable[str]:
         """The pictures that can be found."""

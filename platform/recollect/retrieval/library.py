@@ -19,6 +19,7 @@ from recollect.data.store import Store
 from recollect.data.transforms import joint_crop, to_unit
 from recollect.retrieval.directory import open_version
 from recollect.retrieval.index import Index, Matches
+from recollect.retrieval.manifest import Origin
 from recollect.trainable import Queries
 
 CACHE_BYTES = 64 << 20  # of cut pictures: 5,000 of 64 pixels
@@ -43,6 +44,7 @@ class Library:
             raise ValueError(f"short_side is {short_side}, below the size {size}; give at least {size}, or None")
         self.index, self.store, self.size, self.short_side = index, store, size, short_side
         self.cache_bytes = cache_bytes
+        self.origin: Origin | None = None  # what the index was made of, where that is known
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # id -> (3, size, size) uint8
         self._lock = threading.Lock()
 
@@ -76,7 +78,18 @@ class Library:
                 f"the index at {os.fspath(index)} is of the store with digest {origin.store_digest}, and {pictures.uri} has "
                 f"{pictures.digest}; `recollect index add` takes a store that has grown, `recollect index build` any other"
             )
-        return cls(opened, pictures, size, short_side, cache_bytes)
+        library = cls(opened, pictures, size, short_side, cache_bytes)
+        library.origin = origin
+        return library
+
+    def lacking(self, ids: Iterable[str]) -> int:
+        """How many of these pictures the index does not know by their id.
+
+        A picture is kept from finding itself by its id alone (`Queries.exclude`). So where the index is of the very pictures that
+        ask, this is 0; where it lacks all of them although it was made of the same data, it knows them by other names (stores
+        that share ids get a prefix when they are joined), and each query finds itself.
+        """
+        return self.index.lacking(ids)
 
     def __call__(self, queries: Queries) -> Tensor:
         found = self.find(queries)

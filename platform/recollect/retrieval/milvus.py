@@ -1,16 +1,23 @@
 """An index in Milvus, for sets that outgrow a machine: `pip install 'recollect[milvus]'`.
 
 With a URI (`http://milvus:19530`) the pictures are in a collection of that server or cluster, and what is saved is where to find
-it: a change is seen by everybody at once, and old versions of the directory show the new state. Without one, the embedded engine
-keeps them in a folder of its own, which `save` copies and `open` copies back, since the engine writes into it. A token for the
-server comes from RECOLLECT_MILVUS_TOKEN and is never written down.
+it, with a digest of the ids, vectors and attributes that were there: versions differ where their content does. But they do not
+keep it: a change is seen by everybody at once, before it is saved and in old versions too. Where a change ends with an error,
+what was added and removed before that stays done, and nothing is saved; `open` then warns that the number of pictures is another,
+and the next change that is saved has the digest of what is there. To add again is safe, since only what is missing is added.
+
+Without a URI, the embedded engine keeps the pictures in a folder of its own, which `save` copies and `open` copies back, as the
+engine writes into it; such an index is as any other. A token for the server comes from RECOLLECT_MILVUS_TOKEN and is never
+written down.
 
 Nothing of the set is in this process but its size, which is read when the index is opened.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -30,6 +37,8 @@ try:
     from pymilvus import DataType, MilvusClient, MilvusException
 except ModuleNotFoundError:
     raise ValueError("the back-end milvus needs `pip install 'recollect[milvus]'`; faiss and exact are there without") from None
+
+logger = logging.getLogger("recollect")
 
 TOKEN = "RECOLLECT_MILVUS_TOKEN"
 ENGINE = "engine.db"
@@ -51,10 +60,11 @@ class MilvusIndex(Index):
         dimension: int,
         uri: str,
         next_row: int,
+        content: int | None,
         folder: Path | None,
     ) -> None:
         self.attributes, self.dimension, self.collection, self.uri = attributes, dimension, collection, uri
-        self._client, self._next_row, self._folder = client, next_row, folder
+        self._client, self._next_row, self._content, self._folder = client, next_row, content, folder
         self._change = threading.Lock()
         self._count = int(client.query(collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
         weakref.finalize(self, _close, client, folder)
@@ -77,7 +87,7 @@ class MilvusIndex(Index):
         kind = client.prepare_index_params()
         kind.add_index("vector", index_type=index_type or ("AUTOINDEX" if uri else "FLAT"), metric_type="L2")
         client.create_collection(collection, schema=schema, index_params=kind, consistency_level="Strong")
-        index = cls(client, collection, attributes, rows.vectors.shape[1], uri, 0, folder)
+        index = cls(client, collection, attributes, rows.vectors.shape[1], uri, 0, 0, folder)
         index._add(rows)
         return index
 
@@ -86,6 +96,10 @@ class MilvusIndex(Index):
 
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and bool(self._present((id,)))
+
+    def lacking(self, ids: Iterable[str]) -> int:
+        wanted = tuple({id for id in ids if id})
+        return len(wanted) - len(self._present(wanted))
 
     def _present(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that are there."""
@@ -96,10 +110,8 @@ class MilvusIndex(Index):
         return found
 
     def ids(self) -> Iterator[str]:
-        pages = self._client.query_iterator(self.collection, batch_size=BATCH, output_fields=["id"])
-        while page := pages.next():
+        for page in self._pages(["id"]):
             yield from (row["id"] for row in page)
-        pages.close()
 
     def _add(self, rows: Rows) -> None:
         long = next((id for id in rows.ids if len(id.encode()) > LONGEST), None)
@@ -110,15 +122,40 @@ class MilvusIndex(Index):
             if known:
                 raise ValueError(f"the id {known[0]!r} is in this index; remove it first, or add it under another id")
             for start in range(0, len(rows.ids), BATCH):
-                self._client.insert(
-                    self.collection, [self._row(rows, n) for n in range(start, min(start + BATCH, len(rows.ids)))]
-                )
-            self._next_row += len(rows.ids)
-            self._count += len(rows.ids)
+                part = [self._row(rows, number) for number in range(start, min(start + BATCH, len(rows.ids)))]
+                self._client.insert(self.collection, [{**row, "row": self._next_row + n} for n, row in enumerate(part)])
+                self._changed(part, 1)  # at once: the next message may fail, and these are there
+                self._next_row += len(part)
 
     def _row(self, rows: Rows, number: int) -> dict[str, Any]:
         values = {f"a{column}": int(value) for column, value in enumerate(rows.attributes[number])}
-        return {"id": rows.ids[number], "row": self._next_row + number, "vector": rows.vectors[number].tolist(), **values}
+        return {"id": rows.ids[number], "vector": rows.vectors[number].tolist(), **values}
+
+    def _changed(self, rows: Sequence[Mapping[str, Any]], sign: int) -> None:
+        """Count rows that came (1) or went (-1)."""
+        self._count += sign * len(rows)
+        if self._content is not None:
+            self._content = (self._content + sign * self._sum(rows)) % 2**256
+
+    def _sum(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """The sum of the digests of rows, so that no order of changes matters."""
+        total = 0
+        for row in rows:
+            flags = np.array([row[f"a{column}"] for column in range(len(self.attributes))], np.int8)
+            numbers = np.array(row["vector"], np.float32).tobytes() + flags.tobytes()
+            total += int.from_bytes(hashlib.sha256(f"{row['id']}\0".encode() + numbers).digest(), "big")
+        return total
+
+    @property
+    def _fields(self) -> list[str]:
+        return ["id", "vector", *(f"a{column}" for column in range(len(self.attributes)))]
+
+    def _pages(self, fields: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """All rows, some at a time."""
+        pages = self._client.query_iterator(self.collection, batch_size=BATCH, output_fields=list(fields))
+        while page := pages.next():
+            yield page
+        pages.close()
 
     def _remove(self, ids: tuple[str, ...]) -> None:
         with self._change:
@@ -127,8 +164,10 @@ class MilvusIndex(Index):
             if strange is not None:
                 raise ValueError(f"there is no picture {strange!r} in this index, so it cannot be removed; nothing was")
             for start in range(0, len(ids), BATCH):
-                self._client.delete(self.collection, ids=list(ids[start : start + BATCH]))
-            self._count -= len(ids)
+                part = list(ids[start : start + BATCH])
+                rows = self._client.get(self.collection, ids=part, output_fields=self._fields)
+                self._client.delete(self.collection, ids=part)
+                self._changed(rows, -1)
 
     def _search(self, queries: Vectors, k: int, wanted: Mapping[int, int], excluded: Sequence[frozenset[str]]) -> Matches:
         condition = " and ".join(f"a{column} == {value}" for column, value in wanted.items())
@@ -170,6 +209,8 @@ class MilvusIndex(Index):
         directory.mkdir(parents=True, exist_ok=True)
         with self._change:
             self._client.flush(self.collection)
+            if self._content is None:
+                self._content = sum(self._sum(page) for page in self._pages(self._fields)) % 2**256
             if self._folder is not None:
                 shutil.copytree(self._folder / ENGINE, directory / ENGINE, ignore=shutil.ignore_patterns("LOCK"))
             content = {
@@ -182,6 +223,8 @@ class MilvusIndex(Index):
                 "uri": self.uri,
                 "collection": self.collection,
                 "next_row": self._next_row,
+                "count": self._count,
+                "content": f"{self._content:064x}",
             }
         (directory / SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -196,8 +239,19 @@ class MilvusIndex(Index):
         if not client.has_collection(content["collection"]):
             raise ValueError(f"the Milvus at {content['uri']} has no collection {content['collection']}; build the index again")
         client.load_collection(content["collection"])
-        names = tuple(content["attributes"])
-        return cls(client, content["collection"], names, content["dimension"], content["uri"], content["next_row"], folder)
+        names, next_row = tuple(content["attributes"]), content["next_row"]
+        if content["uri"]:
+            next_row = _free_row(client, content["collection"], next_row)
+        own, known = str(content["collection"]), content.get("content")
+        index = cls(client, own, names, content["dimension"], content["uri"], next_row, known and int(known, 16), folder)
+        if index._count != content.get("count", index._count):
+            index._content = None  # to be read from what is there
+            logger.warning(
+                "the collection %s has %d pictures, and this version of the index was saved with %d: it was changed since, or a "
+                "change ended with an error",
+                *(own, index._count, content["count"]),
+            )
+        return index
 
 
 def _connect(uri: str) -> Any:
@@ -205,6 +259,16 @@ def _connect(uri: str) -> Any:
         return MilvusClient(uri, token=os.environ.get(TOKEN, ""))
     except MilvusException as error:
         raise ValueError(f"no Milvus answers at {uri} ({error.message}); its token is read from {TOKEN}") from None
+
+
+def _free_row(client: Any, collection: str, known: int) -> int:
+    """The first number that no row has; rows from `known` on are of changes that were not saved here."""
+    pages = client.query_iterator(collection, batch_size=BATCH, filter=f"row >= {known}", output_fields=["row"])
+    found = known
+    while page := pages.next():
+        found = max(found, 1 + max(row["row"] for row in page))
+    pages.close()
+    return found
 
 
 def _close(client: Any, folder: Path | None) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec  # type: ignore[import-untyped]
+import fsspec.implementations.local  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
@@ -19,6 +23,7 @@ from recollect.retrieval.directory import Origin, change_index, copy_index, open
 from recollect.retrieval.exact import ExactIndex
 from recollect.retrieval.faiss import FaissIndex
 from recollect.retrieval.index import Index
+from recollect.retrieval.manifest import Selection
 
 ROOT = Path(__file__).parents[3]
 MODEL, OTHER = "a" * 64, "b" * 64
@@ -158,9 +163,82 @@ def test_a_file_that_faiss_cannot_read_is_an_error_and_no_crash(tmp_path: Path) 
 def test_a_copy_is_an_index(tmp_path: Path) -> None:
     write_index(tmp_path / "index", made(), ORIGIN)
     change_index(tmp_path / "index", add("new"))  # type: ignore[arg-type]
-    copy_index(tmp_path / "index", f"file://{tmp_path}/copy")
-    assert versions(tmp_path / "copy") == ["CURRENT", "v000002"]
+    manifest = copy_index(tmp_path / "index", f"file://{tmp_path}/copy")
+    assert versions(tmp_path / "copy") == ["CURRENT", "v000001"] and manifest.version == "v000001"  # the copy counts for itself
     assert len(open_index(f"file://{tmp_path}/copy", MODEL, verify=True)) == 51
+    assert manifest == read_manifest(tmp_path / "copy") and manifest.digest == read_manifest(tmp_path / "index").digest
+
+
+class Watched(fsspec.implementations.local.LocalFileSystem):  # type: ignore[misc]
+    """The disk as another file system, as S3 is one; keeps what was read, and says what CURRENT named at each write."""
+
+    protocol = "watched"
+    cachable = False
+    read: ClassVar[list[str]] = []
+    written: ClassVar[list[tuple[str, str]]] = []
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        pointer = Path(path).parents[0 if path.endswith("CURRENT") else 1] / "CURRENT"
+        if "r" in mode:
+            self.read.append(Path(path).name)
+        else:
+            self.written.append((Path(path).name, pointer.read_text().strip() if pointer.exists() else ""))
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> str:
+    fsspec.register_implementation("watched", Watched, clobber=True)
+    Watched.read.clear()
+    Watched.written.clear()
+    return f"fsspec+watched://{tmp_path}/remote/index"
+
+
+def test_a_copy_over_a_remote_index_is_its_next_version(remote: str, tmp_path: Path) -> None:
+    there = tmp_path / "remote" / "index"
+    write_index(tmp_path / "one", made(), ORIGIN)
+    write_index(tmp_path / "two", made(30), ORIGIN)
+    copy_index(tmp_path / "one", remote)
+    before = {item.name: item.read_bytes() for item in (there / "v000001").iterdir()}
+    Watched.written.clear()
+    manifest = copy_index(tmp_path / "two", remote)  # whose own version is 1 too
+    assert manifest.version == "v000002" and (manifest.count, read_manifest(remote)) == (30, manifest)
+    assert {item.name: item.read_bytes() for item in (there / "v000001").iterdir()} == before  # whom readers have open
+    assert [name for name, _ in Watched.written][-2:] == ["manifest.json", "CURRENT"]
+    assert {current for _, current in Watched.written} == {"v000001"}  # which readers open until all is there
+    assert len(open_index(remote, MODEL, verify=True)) == 30
+    (there / "v000003").mkdir()  # of somebody who was killed
+    (there / "v000003" / "index.json").write_text("{")
+    assert copy_index(tmp_path / "one", remote).version == "v000004" and versions(there) == ["CURRENT", "v000002", "v000004"]
+    (tmp_path / "remote" / "mine").mkdir()
+    (tmp_path / "remote" / "mine" / "thesis.tex").touch()
+    for place in (remote.replace("index", "mine"), str(tmp_path / "remote" / "mine")):
+        with pytest.raises(ValueError, match="mine is there already and is no index"):
+            copy_index(tmp_path / "one", place)
+
+
+def test_of_a_remote_index_only_the_manifest_is_read_to_know_what_it_is(remote: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"no index at {re.escape(remote)} \(no CURRENT\)"):
+        read_manifest(remote)
+    with pytest.raises(ValueError, match=rf"no index at {re.escape(remote)} \(no CURRENT\)"):
+        open_index(remote)
+    manifest = write_index(tmp_path / "one", made(), ORIGIN)
+    copy_index(tmp_path / "one", remote)
+    Watched.read.clear()
+    assert read_manifest(remote) == manifest and Watched.read == ["CURRENT", "manifest.json"]
+
+
+def test_an_origin_says_what_was_taken() -> None:
+    built = ORIGIN.model_copy(update={"splits": ("train",), "domains": ("a",), "limit": 5})
+    assert built.taken() == (Selection(splits=("train",), domains=("a",), limit=5),)
+    assert built.with_selection(built.taken()[0]) == built.model_copy(update={"selections": built.taken()})
+    val = Selection(splits=("val",), domains=("b",))
+    more = built.with_selection(val)
+    assert (more.splits, more.domains, more.limit) == (("train", "val"), ("a", "b"), 5)  # val knows no limit
+    assert more.taken() == (*built.taken(), val) and more.with_selection(val) == more
+    everything = more.with_selection(Selection(splits=("train",)))
+    assert (everything.splits, everything.domains, everything.limit) == (("train", "val"), (), None)
+    assert Origin.model_validate_json(everything.model_dump_json()) == everything
 
 
 def test_a_writer_that_is_killed_leaves_an_index(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,14 @@ import torch
 from recollect.bundle import open_bundle
 from recollect.config import Data
 from recollect.data.loader import Feed, fixed_batch
-from recollect.data.shards import map_here, missing_parts, read_parts, shares, write_part
-from recollect.data.store import Store
-from recollect.retrieval.directory import open_index, open_version
-from recollect.retrieval.embed import _attributes, add_to_index, build_index, open_embedder
+from recollect.data.shards import Progress, Share, map_here, missing_parts, read_parts, shares, write_part
+from recollect.data.store import Store, write_store
+from recollect.retrieval.directory import change_index, open_index, open_version
+from recollect.retrieval.embed import Embedding, _attributes, add_to_index, build_index, open_embedder
 from recollect.retrieval.exact import ExactIndex
-from tests.recollect.retrieval.embedders import CATALOGUE, records, write_colours, write_records
+from recollect.retrieval.index import Index
+from recollect.retrieval.manifest import IndexManifest, Origin, Selection
+from tests.recollect.retrieval.embedders import CATALOGUE, DOMAINS, records, write_colours, write_records
 from tests.serve.translators import write_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -83,6 +88,14 @@ def test_pictures_are_added_once(colours: Path, tmp_path: Path) -> None:
     assert (manifest.count, added, manifest.added) == (46, 6, 6) and manifest.origin.splits == ("train", "val")
     manifest, added = add_to_index(out, colours, splits=("train", "val"))
     assert (manifest.count, added) == (46, 0)
+
+    def remove(index: Index, manifest: IndexManifest) -> Origin:
+        index.remove(["train-0000", "val-10000"])
+        return manifest.origin
+
+    change_index(out, remove)
+    manifest, added = add_to_index(out, colours)  # all that it was ever made of
+    assert (manifest.count, added) == (46, 2)
     grown = write_records(tmp_path / "grown", train=44)
     manifest, added = add_to_index(out, colours, grown.uri)
     assert (manifest.count, added, manifest.origin.store_digest) == (50, 4, grown.digest)
@@ -98,6 +111,82 @@ def test_pictures_are_added_once(colours: Path, tmp_path: Path) -> None:
         add_to_index(out, colours, other.uri)
     with pytest.raises(ValueError, match="belongs to another embedder"):
         add_to_index(out, write_colours(tmp_path / "second", seed=1), splits=("val",))
+
+
+def ids_of(out: Path) -> set[str]:
+    return set(open_index(out).ids())
+
+
+def test_what_is_added_is_chosen_as_the_index_was_unless_it_is_said(colours: Path, tmp_path: Path) -> None:
+    store, out = write_records(tmp_path / "store"), tmp_path / "index"
+    train, val = ({name: store.ids(split, name) for name in ("warm", "cold")} for split in ("train", "val"))
+    built = build_index(colours, store.uri, out, domains=("cold",), limit=5).origin
+    assert built.taken() == (Selection(splits=("train",), domains=("cold",), limit=5),)
+    first = ids_of(out)
+    assert len(first) == 5 and first < set(train["cold"])
+    manifest, added = add_to_index(out, colours)
+    assert added == 0 and manifest.origin == built.with_selection(built.taken()[0]) and ids_of(out) == first
+    manifest, added = add_to_index(out, colours, splits=("val",))
+    assert added == 3 and ids_of(out) == first | set(val["cold"])  # of that domain alone
+    assert (manifest.origin.splits, manifest.origin.domains, manifest.origin.limit) == (("train", "val"), ("cold",), 5)
+    manifest, added = add_to_index(out, colours, domains=("warm",))
+    limited = set(Feed(store, Data(domains=("warm",), size=16, limit=5), 1, 1, 0).ids["warm"])
+    assert added == 5 and ids_of(out) == first | set(val["cold"]) | limited
+    manifest, added = add_to_index(out, colours, domains=("warm",), limit=0)
+    assert added == 15 and ids_of(out) == first | set(val["cold"]) | set(train["warm"])
+    origin = manifest.origin
+    assert [(one.splits, one.domains, one.limit) for one in origin.taken()] == [
+        (("train",), ("cold",), 5),
+        (("val",), ("cold",), 5),
+        (("train",), ("warm",), 5),
+        (("train",), ("warm",), None),
+    ]
+    assert (origin.splits, origin.domains, origin.limit) == (("train", "val"), ("cold", "warm"), None)
+    grown = write_records(tmp_path / "grown", train=44)
+    before = ids_of(out)
+    _, added = add_to_index(out, colours, grown.uri)  # each selection anew: two new warm ones, and the five of the new cold ones
+    chosen = set(Feed(grown, Data(domains=("cold",), size=16, limit=5), 1, 1, 0).ids["cold"])
+    assert ids_of(out) == before | chosen | set(grown.ids("train", "warm")) and added == len(ids_of(out) - before)
+    with pytest.raises(ValueError, match="no split 'tset'"):
+        add_to_index(out, colours, splits=("tset",))
+    with pytest.raises(ValueError, match="'hot'"):
+        add_to_index(out, colours, domains=("hot",))
+
+
+def test_an_index_holds_pictures_that_the_run_did_not_train_on(tmp_path: Path) -> None:
+    everything = [
+        replace(record, attributes=record.attributes if number % 4 == 0 else {}) for number, record in enumerate(records(24))
+    ]
+    write_store(tmp_path / "store", everything, domains=DOMAINS.names, attributes=DOMAINS.attributes)
+    store = Store.open(tmp_path / "store")
+    run = Data(domains=("warm",), size=16, known=("Male", "Young"))
+    assert len(Feed(store, run, 1, 1, 0).ids["warm"]) == 6
+    labelled = write_colours(tmp_path / "bundle", known=("Male", "Young"))
+    assert build_index(labelled, store.uri, tmp_path / "index").count == 24
+    index = open_index(tmp_path / "index")
+    found = index.search(np.zeros((1, 8)), 24, {"Young": 1})
+    assert len(found.of(0)) == sum(record.attributes.get("Young") == 1 for record in everything if record.attributes)
+
+
+def test_workers_open_a_remote_bundle_where_it_is(
+    colours: Path, pictures: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's copy of it is on the driver's machine alone."""
+    (tmp_path / "driver").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "driver"))
+    opened: list[str] = []
+
+    def elsewhere(make: Embedding, store: Store, todo: list[Share], work: str, *, workers: int, progress: Progress) -> pa.Table:
+        opened.append(make.bundle)
+        assert len(list((tmp_path / "driver").glob("recollect-bundle-*"))) == 1
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        (tmp_path / "driver").rename(tmp_path / "another-machine")
+        return map_here(make, store, todo, work, progress)
+
+    monkeypatch.setattr("recollect.cluster.map_shards", elsewhere)
+    monkeypatch.setattr("recollect.cluster.connected", lambda address: nullcontext())
+    uri = f"fsspec+file://{colours}"
+    assert build_index(uri, pictures.uri, tmp_path / "index", workers=2).count == 40 and opened == [uri]
 
 
 def test_unknown_attributes_are_found_by_none() -> None:
@@ -184,11 +273,6 @@ def test_a_build_that_is_killed_goes_on(colours: Path, pictures: Store, tmp_path
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(colours: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from recollect.data.store import write_store
-    from tests.recollect.retrieval.embedders import DOMAINS
-
     broken = [replace(record, image=b"no picture") if record.id == "train-0003" else record for record in records(8)]
     write_store(tmp_path / "store", broken, domains=DOMAINS.names, attributes=DOMAINS.attributes)
     with pytest.raises(ValueError, match="'train-0003'"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recollect.bundle import open_bundle
+from recollect.data.join import join_stores
 from recollect.data.loader import fixed_batch
 from recollect.data.store import Store
 from recollect.retrieval.directory import open_version
@@ -122,6 +123,26 @@ def test_threads_share_a_library(index: Path, vectors: torch.Tensor) -> None:
     for thread in threads:
         thread.join(60)
     assert not wrong
+
+
+def test_an_embedder_in_double_precision_has_the_same_index(index: Path, colours: Path, vectors: torch.Tensor) -> None:
+    model = open_embedder(open_bundle(colours)).double()
+    library = Library.open(index, 16, model=model.embedding_digest())
+    with torch.inference_mode():
+        queries = model.embed(library.pictures(IDS).double())
+    assert tuple(row[0] for row in library.find(Queries(1, ("",) * 6, queries)).ids) == IDS
+
+
+def test_a_library_says_how_many_of_the_pictures_that_ask_it_does_not_know(index: Path, pictures: Store, tmp_path: Path) -> None:
+    library = Library.open(index, 16)
+    training = [id for name in ("warm", "cold") for id in pictures.ids("train", name)]
+    assert library.lacking(training) == 0 and library.lacking([*training[:3], "val-10000", "val-10000"]) == 1
+    write_records(tmp_path / "more", train=40)
+    join_stores([pictures.uri, tmp_path / "more"], tmp_path / "both")  # the stores share ids, which get a prefix
+    joined = Store.open(tmp_path / "both")
+    ids = [id for name in ("warm", "cold") for id in joined.ids("train", name)]
+    assert len(ids) == 80 and library.lacking(ids) == 80
+    assert library.origin is not None and library.origin.splits == ("train",)
 
 
 def test_a_library_of_another_store_or_model_is_refused(index: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ HAIRS = ("Black_Hair", "Blond_Hair", "Brown_Hair")
 BITS = (*HAIRS, "Male", "Young")  # what the five bits of RG-UNIT's lists say
 PARTS = {"0": "train", "1": "val", "2": "test"}
 HELD_OUT = 2000  # RG-UNIT holds out the pictures 1 to 2000
+VAL = 0.01  # of the others: 2,000 pictures that choose checkpoints, which the held-out ones must not
 WHERE = {
     "list_attr_celeba.txt": ("", "Anno"),
     "list_eval_partition.txt": ("", "Eval", "Anno"),
@@ -52,6 +53,7 @@ def ingest(
     size: int = 128,
     crop: int = 178,
     split: Literal["official", "rg-unit"] | None = None,
+    val: float | None = None,
     bits: Sequence[str | os.PathLike[str]] = (),
     attributes: Sequence[str] | None = None,
     labelled: float = 1.0,
@@ -68,8 +70,10 @@ def ingest(
         folder: as in the module's docstring.
         uri: where the store goes; one that is there is replaced.
         size, crop: pixels a side: cut `crop` from the middle, then bring that to `size` (bilinear, with antialiasing).
-        split: "official" by list_eval_partition.txt; "rg-unit": pictures 1 to 2000 are val, all others train; None: "rg-unit"
+        split: "official" by list_eval_partition.txt; "rg-unit": pictures 1 to 2000 are test, all others train; None: "rg-unit"
             with `bits`, else "official".
+        val: with "rg-unit" the share of the others that is val, chosen by the hash of their names; None: `VAL`. The official
+            division has its own.
         bits: lists of RG-UNIT's (such as one for training and one for validation): they say which pictures there are, and their
             five attributes. The others come from list_attr_celeba.txt where it is there.
         attributes: these only, in this order; None: all.
@@ -77,7 +81,7 @@ def ingest(
             larger one; the others are there without any.
         one_hair: leave out pictures that have none of the three hair colours, or several.
         domain: what to call the domain.
-        seed: of the choice of `labelled`.
+        seed: of the choices of `val` and `labelled`.
         strict: fail at the first picture that is missing, broken or too small instead of listing it.
         workers: threads that decode; 0: none.
         progress: called with (done, total) after every picture.
@@ -88,17 +92,18 @@ def ingest(
         raise ValueError(f"there is no division {split!r}{did_you_mean(str(split), ('official', 'rg-unit'))}")
     if size < 1 or crop < 1 or not 0 < labelled <= 1:
         raise ValueError(f"size {size} and crop {crop} must be at least 1 pixel, labelled {labelled} above 0 and at most 1")
+    division = split or ("rg-unit" if bits else "official")
+    share = _share(val, division)
     root = Path(folder)
     pictures = find(root, "img_align_celeba")
     found = _read_all(root, bits)
     names = _wanted(found, attributes)
-    division = split or ("rg-unit" if bits else "official")
     parts = None if division == "rg-unit" else read_partition(find(root, "list_eval_partition.txt"))
     items = []
     for name, values in found.of.items():
         if one_hair and sum(values[hair] for hair in HAIRS) != 1:
             continue
-        part = held_out(name) if parts is None else parts.get(name)
+        part = held_out(name, share, seed) if parts is None else parts.get(name)
         if part is None:
             raise ValueError(f"list_eval_partition.txt of {root} does not name {name}, which the list of attributes has")
         kept = {key: values[key] for key in names if key in values}
@@ -107,7 +112,9 @@ def ingest(
         _unlabelled(items, labelled, seed),
         uri,
         attributes=names,
-        source=f"celeba: {division}, {crop} to {size}" + (f", {labelled:g} labelled" if labelled < 1 else ""),
+        source=f"celeba: {division}, {crop} to {size}"
+        + (f", {share:g} val" if parts is None else "")
+        + (f", {labelled:g} labelled" if labelled < 1 else ""),
         read=partial(read_cut, crop=crop, size=size),
         strict=strict,
         workers=workers,
@@ -202,16 +209,18 @@ def read_bits(file: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def held_out(name: str) -> str:
-    """The split of a picture in RG-UNIT's division.
+def held_out(name: str, val: float = VAL, seed: int = 0) -> str:
+    """The split of a picture in RG-UNIT's division: its held-out ones are the test, a share `val` of the others is val.
 
-    >>> held_out("002000.jpg"), held_out("002001.jpg")
-    ('val', 'train')
+    >>> held_out("002000.jpg"), held_out("202599.jpg"), held_out("202599.jpg", val=0.5)
+    ('test', 'train', 'val')
     """
     stem = Path(name).stem
     if not stem.isdecimal():
         raise ValueError(f"RG-UNIT's division goes by numbers such as 000001.jpg; {name!r} has none, take --split official")
-    return "val" if int(stem) <= HELD_OUT else "train"
+    if int(stem) <= HELD_OUT:
+        return "test"
+    return "val" if position(f"val/{name}", seed) < val else "train"  # not the hash by which labels are kept
 
 
 def read_cut(file: Path, *, crop: int, size: int) -> Picture:
@@ -227,6 +236,15 @@ def read_cut(file: Path, *, crop: int, size: int) -> Picture:
     sink = io.BytesIO()
     cut.save(sink, "JPEG", quality=95, subsampling=0)  # as PNG the 200,000 would take four times the room
     return Picture(sink.getvalue(), size, size, (width, height))
+
+
+def _share(val: float | None, division: str) -> float:
+    """The share of val. Raises ValueError for one that cannot be, and where the division has its own."""
+    if val is not None and division == "official":
+        raise ValueError("the official division names its validation pictures itself; leave val out, or take --split rg-unit")
+    if val is not None and not 0 <= val < 1:
+        raise ValueError(f"a share of val {val} leaves no training pictures; it is at least 0 and below 1")
+    return VAL if val is None else val
 
 
 def _wanted(found: Attributes, attributes: Sequence[str] | None) -> tuple[str, ...]:
