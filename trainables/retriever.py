@@ -25,7 +25,8 @@ Decisions:
 - The loss is the mean over the kinds that are chosen (released: a sum, or a step each; the paper draws one kind a step, which has
   the same mean and more noise).
 - The wanted domain is any but the picture's own (`targets = "any"`); the released code flips one attribute (`"flip"`).
-- x_r is any other picture, of whatever domain (the text: of another than the wanted one); it is the other picture of a pair of neighbouring slots, so the joint batch is even on every rank.
+- x_r is any other picture, of whatever domain (the text: of another than the wanted one): the other one of a pair of neighbouring
+  slots, so the joint batch is even on every rank.
 - Units are dropped by the step's own draws, as everything random.
 - E_c, E_s and G are the parent's, frozen, and are inside this bundle, so that stage 3 and an index need no other.
 """

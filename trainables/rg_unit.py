@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from recollect.batch import Domains, Guide
 from recollect.bundle import must_agree, open_parent
-from recollect.config import Choice, Parent, Range
+from recollect.config import Choice, Parent
 from recollect.trainable import Part, Phase, Queries, Step, weights_digest
 from trainables.gmm_unit import GMMUNIT, GMMUNITConfig, GMMUNITWeights
 from trainables.parts.blocks import initialise

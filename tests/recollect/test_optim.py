@@ -76,7 +76,7 @@ class OneNet(Trainable):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, Domains(("a", "b")))
-        self.net, self.frozen = torch.nn.Linear(3, 1), torch.nn.Linear(3, 3)
+        self.net, self.still = torch.nn.Linear(3, 1), torch.nn.Linear(3, 3)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("fit", (Part(("net",), lambda step: {}),)),)
