@@ -80,7 +80,9 @@ def _next(run: Run) -> str:
     from recollect.config import find_method
     from recollect.trainable import Translator
 
-    return "serve" if issubclass(find_method(run.model.name), Translator) else "evaluate"
+    method = find_method(run.model.name)
+    by_domain = issubclass(method, Translator) and not hasattr(method, "style_attributes")  # the endpoint takes no attributes yet
+    return "serve" if by_domain else "evaluate"
 
 
 def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
