@@ -310,7 +310,7 @@ def test_a_skipped_file_counts_too(tmp_path: Path) -> None:
 def test_every_skip_that_is_written_is_listed() -> None:
     listed = [line.partition("#")[0].strip() for line in (ROOT / "tests" / "skips.txt").read_text().splitlines()]
     starts = tuple(line for line in listed if line)
-    written = re.compile(r'(?:pytest\.skip\(|skipif\(.*reason=)"([^"{]+)')
+    written = re.compile(r'(?:pytest\.skip\(|(?:skipif|importorskip)\(.*reason=)"([^"{]+)')
     found = [
         reason
         for path in python_files("tests", "platform", "trainables")

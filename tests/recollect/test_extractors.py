@@ -95,7 +95,7 @@ def published(fid_weights: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_inception_computes_what_torch_fidelity_computes(published: Path) -> None:
-    reference: Any = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    reference: Any = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity is not installed")
     names = ["2048", "logits_unbiased"]
     theirs = reference.FeatureExtractorInceptionV3("fid", names, feature_extractor_weights_path=str(published))
     ours = open_extractor(FeaturesConfig())

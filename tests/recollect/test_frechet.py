@@ -55,7 +55,9 @@ def test_fid_is_frechets_distance_of_the_features() -> None:
     assert value == pytest.approx(frechet(one, other), rel=1e-9)
     assert about["real"] == 90 and about["fake"] == 70 and about["digest"] == "1" * 64 and about["rank_deficient"] == 0
     assert vars(classification)["frechet"] is frechet
-    statistics = pytest.importorskip("torch_fidelity.metric_fid").fid_statistics_to_metric
+    statistics = pytest.importorskip(
+        "torch_fidelity.metric_fid", reason="torch-fidelity is not installed"
+    ).fid_statistics_to_metric
     sides = ({"mu": x.mean(0).numpy(), "sigma": np.cov(x.numpy(), rowvar=False)} for x in (one, other))
     assert value == pytest.approx(statistics(*sides, verbose=False)["frechet_inception_distance"], rel=1e-6)
 
