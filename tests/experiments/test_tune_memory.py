@@ -33,6 +33,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_the_small_search_says_what_it_does_and_leaves_its_results(tmp_path: Path) -> None:
     output = finish(start(tmp_path / "search", "--trials", "2"))
     assert "searching the streets world" in output and "minimises scene_error" in output

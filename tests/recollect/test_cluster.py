@@ -140,6 +140,7 @@ def test_a_function_is_mapped_over_shards_and_what_is_done_stays(pictures: Path,
     assert f"done {16 * len(done)}\n" in output and "done 128\n" in output and "done 0\n" not in output
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_its_parts(pictures: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     known = {**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", "SLOW": "1"}
@@ -208,6 +209,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_share_gpus_and_nobody_waits_for_those_without_room(pictures: Path, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # Ray's sockets live below it
         output = run(CROWDED, tmp_path, str(pictures), short, str(tmp_path / "work"))

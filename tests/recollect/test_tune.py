@@ -75,6 +75,7 @@ def test_a_search_of_plain_trials_and_going_on_with_it(run: Run, tmp_path: Path)
     assert list(again.table["trial"]) == list(table["trial"]), "finished trials stay"
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_is_a_ray_train_run(run: Run, tmp_path: Path) -> None:
     outcome = search(Search(run, ("weights.con_k",), trials=1, directory=str(tmp_path / "search"), workers=2))
     assert outcome.table["status"].tolist() == ["finished"] and outcome.table["step"].tolist() == [4]

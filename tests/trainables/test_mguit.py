@@ -181,7 +181,10 @@ ABLATIONS = {
 }
 
 
-@pytest.mark.parametrize("arm", ABLATIONS)
+QUICK = ("single", "own")  # the others with the slow tests: two ranks each
+
+
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[] if arm in QUICK else pytest.mark.slow) for arm in ABLATIONS])
 def test_every_arm_of_the_ablation_trains_and_takes_the_same_step_on_two_ranks(arm: str) -> None:
     contract = TestContract()
     run = overlay(contract._exact(), ABLATIONS[arm])
