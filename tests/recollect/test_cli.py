@@ -170,6 +170,7 @@ def test_a_second_run_in_the_same_place_must_resume(world: Path, call: Call, tmp
     assert code == 2 and "holds no run to go on with" in error
 
 
+@pytest.mark.slow
 def test_training_on_workers_leaves_and_resumes_the_same_files(
     world: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

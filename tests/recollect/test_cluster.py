@@ -224,6 +224,7 @@ print("count", manifest.count)
 """
 
 
+@pytest.mark.slow
 def test_workers_embed_what_one_process_does(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from recollect.retrieval.directory import open_index
     from recollect.retrieval.embed import build_index
