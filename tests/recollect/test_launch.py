@@ -63,6 +63,7 @@ def test_two_workers_end_where_one_process_ends(run: Run, tmp_path: Path) -> Non
     assert steps == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_the_run_ends_bit_equal(run: Run, tmp_path: Path) -> None:
     run = overlay(run, {"engine.steps": 30, "engine.checkpoint_every": 3})
     killed: list[int] = []
