@@ -74,6 +74,7 @@ class GMMUNITConfig(ModelConfig):
     generator_blocks: Annotated[int, Field(ge=1)] = 4
     mlp_width: Annotated[int, Field(ge=1)] = 256
     attention: bool = True
+    mask_bias: float = 0.0  # where the mask's logit starts: below zero, translations start as the picture itself
     keep_unchanged_attributes: bool = False
     critic_width: Annotated[int, Field(ge=4)] = 64
     critic_layers: Annotated[int, Field(ge=1)] = 5
@@ -161,6 +162,11 @@ class Decoder(nn.Module):
         self.ups = nn.Sequential(*doublings(config.width, config.downs))
         self.picture = conv(config.width, 3, 7, act=nn.Tanh())
         self.mask = conv(config.width, 1, 7, act=nn.Sigmoid()) if config.attention else None
+
+    def start_mask_at(self, logit: float) -> None:
+        """The bias of the mask's last layer, of which initialisation makes zero."""
+        if self.mask is not None:
+            nn.init.constant_(self.mask[1].bias, logit)  # type: ignore[arg-type]
 
     def forward(self, content: Tensor, style: Tensor) -> Drawing:
         x = content
@@ -250,6 +256,7 @@ class GMMUNIT(Translator):
         )
         for name, net in self.named_children():
             initialise(net, config.critic_init_std if name == "critic" else config.init_std)
+        self.decoder.start_mask_at(config.mask_bias)
         self.perceptual = Perceptual(config.vgg16)
 
     @property

@@ -362,6 +362,16 @@ def test_the_mask_says_what_was_drawn(model: GMMUNIT) -> None:
     assert made(small(attention=False)).translate(pictures[..., :20, :20], 0, 0).extras == {}
 
 
+def test_a_mask_that_starts_low_starts_with_the_picture_itself() -> None:
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    wanted = Guide(attributes=torch.tensor([[0.0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]))
+    change = []
+    for bias in (0.0, -3.0):
+        model = made(small(mask_bias=bias)).eval()
+        change.append(float((model.translate(pictures, 0, 0, wanted).images - pictures).abs().mean()))
+    assert change[1] < 0.2 * change[0]  # sigmoid(-3) is .05, sigmoid(0) is .5
+
+
 def test_it_reads_what_its_style_says(model: GMMUNIT) -> None:
     assert isinstance(model, AttributeWise)
     assert (model.style_attributes(), model.exclusive_attributes()) == (CELEBA, (CELEBA[:3],))
