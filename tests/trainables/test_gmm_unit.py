@@ -368,7 +368,7 @@ def test_a_mask_that_starts_low_starts_with_the_picture_itself() -> None:
     change = []
     for bias in (0.0, -3.0):
         model = made(small(mask_bias=bias)).eval()
-        change.append(float((model.translate(pictures, 0, 0, wanted).images - pictures).abs().mean()))
+        change.append((model.translate(pictures, 0, 0, wanted).images - pictures).abs().mean().item())
     assert change[1] < 0.2 * change[0]  # sigmoid(-3) is .05, sigmoid(0) is .5
 
 

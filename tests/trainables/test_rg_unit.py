@@ -15,8 +15,8 @@ from PIL import Image
 from recollect.batch import Guide
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
-from recollect.data.loader import Feed
 from recollect.data.join import join_stores
+from recollect.data.loader import Feed
 from recollect.data.schema import Record
 from recollect.data.store import Store, write_store
 from recollect.pipeline import Pipeline

@@ -138,8 +138,8 @@ def _opened_library(run: Run, store: Store, embedder: str, say: bool) -> Library
     ids = [id for domain in run.data.domains for id in store.ids("train", domain)]
     if say and ids and library.lacking(ids) == len(ids):
         logger.warning(
-            "the index at %s knows none of the %d training pictures by id. If it holds the same pictures under other names (as in "
-            "a joined store), each of them finds itself: build it from %s then (`recollect index build`)",
+            "the index at %s knows none of the %d training pictures by id. If it holds the same pictures under other names (as "
+            "in a joined store), each of them finds itself: build it from %s then (`recollect index build`)",
             *(run.data.index, len(ids), store.uri),
         )
     return library
