@@ -193,13 +193,13 @@ class Trainer:
         if not parameters:
             return {}
         values = torch.stack(list(terms.values()))
-        bucket = average_gradients(parameters, values, self.ranks)
-        if not bucket.isfinite().all():
-            wrong = [name for name, value in zip(terms, bucket, strict=False) if not value.isfinite()]
+        averaged, finite = average_gradients(parameters, values, self.ranks)
+        if not finite:
+            wrong = [name for name, value in zip(terms, averaged, strict=True) if not value.isfinite()]
             raise NotFinite(f"step {step.number}, phase {phase.name}: {', '.join(wrong) or 'a gradient'} is not finite")
         for net in dict.fromkeys(net for part in phase.parts for net in part.nets):
             self._step_optimiser(net, phase.clip)
-        return dict(zip(terms, bucket[: len(terms)], strict=True))
+        return dict(zip(terms, averaged, strict=True))
 
     def _step_optimiser(self, net: str, clip: float | None) -> None:
         if clip is not None:
