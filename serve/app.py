@@ -17,7 +17,7 @@ from pydantic import Field
 from ray.serve.handle import DeploymentHandle
 
 import recollect
-from serve import body, errors
+from serve import body, errors, page
 from serve.deployments import Answer, ClassStyles, Pixels, Refusal, Translator
 from serve.errors import ApiError
 from serve.pictures import PictureError, decode, encode, encode_map
@@ -52,6 +52,7 @@ model has a memory, `styles` chooses the style of single classes: from another p
 """
 api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, redoc_url=None)
 errors.install(api)
+page.install(api)
 
 
 def _translate_docs() -> dict[str, Any]:
