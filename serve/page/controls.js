@@ -108,7 +108,7 @@ function classRow(name, items, style, changed) {
   });
   amount.hidden = true;
   mixed.append(part("mixed with", ["", ...Object.keys(KINDS).slice(1)], items, second, update), amount);
-  return element("div", { className: "class", role: "group", "aria-label": name }, part(name, Object.keys(KINDS), items, style, update), mixed);
+  return element("div", { className: "class", role: "group", "aria-label": `Style of ${name}` }, part(name, Object.keys(KINDS), items, style, update), mixed);
 }
 
 /** A choice among kinds of style, and what goes with the kind: a number or a picture. */
