@@ -410,7 +410,7 @@ class GMMUNIT(Translator):
 
     def guided_style(self, images: Tensor, source: int, target: int, guide: Guide) -> Tensor:
         """The style (B, Z) that a guide asks for. Raises ValueError for guides that contradict each other or do not fit."""
-        name, shape = self.config.name, (len(images), self.mixture.size)
+        name, shape = self.config.name, (images.shape[0], self.mixture.size)
         if guide.exemplar is not None:
             if guide.noise is not None or guide.attributes is not None:
                 raise ValueError(f"{name} takes an exemplar, or attributes and noise; not both")
@@ -418,12 +418,12 @@ class GMMUNIT(Translator):
         if guide.noise is not None and tuple(guide.noise.shape) != shape:
             raise ValueError(f"{name}'s noise is (B, Z) = {shape} here, not {tuple(guide.noise.shape)}")
         wanted = guide.attributes
-        if wanted is not None and tuple(wanted.shape) != (len(images), len(self.attributes)):
+        if wanted is not None and tuple(wanted.shape) != (images.shape[0], len(self.attributes)):
             raise ValueError(
                 f"{name}'s attributes are (B, {len(self.attributes)}): {', '.join(self.attributes)}; not {tuple(wanted.shape)}"
             )
         if wanted is None and not self.config.attributes:
-            wanted = F.one_hot(torch.full((len(images),), target, device=images.device), len(self.attributes))
+            wanted = F.one_hot(torch.full((images.shape[0],), target, device=images.device), len(self.attributes))
         if guide.noise is not None:
             wanted = self.read_attributes(images, source) if wanted is None else wanted
             return self.mixture.sample(wanted.to(images), guide.noise.to(images))

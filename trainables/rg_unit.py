@@ -162,7 +162,7 @@ class RGUNIT(GMMUNIT):
             raise ValueError(f"this {self.config.name} draws with {wanted} neighbours, and there are {found}")
         with torch.no_grad():
             contents = self.content(neighbours.flatten(0, 1))  # (B * n, C, h, w)
-        return contents.reshape(len(neighbours), -1, *contents.shape[-2:])
+        return contents.reshape(neighbours.shape[0], -1, *contents.shape[-2:])
 
     def fused(self, content: Tensor, guidance: Tensor | None) -> Tensor:
         """c~ of eq. 9."""
