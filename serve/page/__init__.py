@@ -27,7 +27,7 @@ POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' blob: data:",  # blob: what is being translated; data: nothing of a stranger's, pictures in our own answers
+        "img-src 'self' blob:",  # blob: what is translated, and what came of it
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
