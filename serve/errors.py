@@ -58,6 +58,12 @@ def of_serve() -> Iterator[None]:
         raise ApiError(503, "unavailable", "no translator is running", hint, {"Retry-After": "5"}) from None
 
 
+def too_slow(seconds: float) -> ApiError:
+    """A 504 for an answer that took too long."""
+    hint = "the server may be overloaded, or the picture too large for it; try again, or send a smaller one"
+    return ApiError(504, "too_slow", f"there was no answer within {seconds:g} s", hint, {"Retry-After": "5"})
+
+
 def install(api: FastAPI) -> None:
     """Give every error of `api` the one form, unexpected ones included (those are logged, and answered without details)."""
     api.add_exception_handler(ApiError, _api_error)

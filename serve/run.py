@@ -24,8 +24,11 @@ import ray
 import ray.serve
 import torch
 
+from recollect.bundle import absolute, open_bundle
 from recollect.retrieval.guided import open_pipeline
-from serve.app import INGRESS_CPUS, Args, build
+from recollect.retrieval.library import Library
+from serve.app import INGRESS_CPUS, build
+from serve.args import Args
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
@@ -110,10 +113,24 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
     uri = os.fspath(bundle)
     if local:
         uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
-        open_pipeline(uri)  # a bundle that does not open says so here, in one line, and not from a replica's log
+        options = {**options, "index": _index(uri, options.get("index", ""))}
+        options["bundles"] = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
+        for further in options["bundles"].values():
+            open_pipeline(further)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options = {"cpus_per_replica": max(1, cores // options.get("replicas", 1)), **options}
     return Args(bundle=uri, device=device, **options)
+
+
+def _index(uri: str, given: str) -> str:
+    """The index that a bundle is served with: the one given, or the one that its run was trained with.
+
+    A bundle that does not open, or an index that is not its own, says so here, in one line, and not from a replica's log.
+    """
+    pipeline = open_pipeline(uri, index=absolute(given))
+    if isinstance(pipeline.search, Library):
+        return absolute(given) or absolute(open_bundle(uri, verify=False).run.data.index)
+    return ""
 
 
 def require_free(host: str, port: int) -> None:

@@ -276,7 +276,7 @@ class GMMUNIT(Translator):
         """What `fused` takes of neighbours (B, k, 3, H, W), made once a step; nothing here (RG-UNIT: their contents)."""
         return None
 
-    def fused(self, content: Tensor, guidance: Any) -> Tensor:
+    def fused(self, content: Tensor, guidance: Any, strength: Tensor | None = None) -> Tensor:
         """c~, what G is given for a content: the content itself here (RG-UNIT: with what its neighbours show)."""
         return content
 
@@ -404,7 +404,7 @@ class GMMUNIT(Translator):
         The extra `mask` (B, 1, H, W) in [0, 1] is what was drawn anew.
         """
         refuse(guide, self.guides, self.config.name)
-        content = self.fused(self.content(images), self.guidance(guide.neighbours))
+        content = self.fused(self.content(images), self.guidance(guide.neighbours), guide.strength)
         drawing = self.decode(content, self.guided_style(images, source, target, guide), images)
         return Translation(drawing.images, {} if drawing.mask is None else {"mask": drawing.mask})
 
