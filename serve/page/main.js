@@ -1,15 +1,15 @@
 // What is there, and what follows from what. The rest is in the other files, one thing in each.
 
 import { Api, ServerError } from "./api.js";
-import { build, initial } from "./controls.js";
+import { build, initial, spoken } from "./controls.js";
 import { command } from "./curl.js";
-import { $, copied } from "./dom.js";
+import { $, copied, options } from "./dom.js";
 import { listen, Picture, stem } from "./picture.js";
 import { body, form } from "./request.js";
 import { Stage } from "./results.js";
 
 const WAIT_MS = 300; // after the last change, before it is translated again
-const state = { card: null, wanted: null, original: null, sent: null, stage: null, asked: null, running: null, timer: 0 };
+const state = { card: null, wanted: null, original: null, sent: null, stage: new Stage(selected), asked: null, running: null, timer: 0 };
 const api = new Api({ askToken, waiting: (seconds) => say(`The server is busy; trying again in ${seconds} s.`) });
 
 function say(text) {
@@ -58,10 +58,15 @@ function askToken(error) {
 
 // --- the model
 
-async function start() {
+/** Ask for a model (empty: the server's first), and make the page its own. */
+async function start(model = "") {
   say("Asking the server what it has ...");
+  const of = model ? `?model=${encodeURIComponent(model)}` : "";
+  let targets;
   try {
-    state.card = await api.json("v1/model");
+    const card = await api.json(`v1/model${of}`);
+    targets = await api.json(`v1/domains${of}`);
+    state.card = card;
   } catch (error) {
     complain(error);
     say("");
@@ -69,17 +74,23 @@ async function start() {
   }
   complain(null);
   const { card } = state;
-  state.wanted = initial(card);
+  state.wanted = initial(card, targets, model);
   document.title = `${card.name} · Recollect`;
-  $("about").textContent = `${card.name} · ${card.method}`;
+  $("about").textContent = [card.name, card.method].join(" · ");
   $("about").title = `bundle ${card.digest}`;
+  $("model").hidden = card.models.length < 2;
+  options($("model"), card.models.map((name) => [name, name]), model || card.models[0]);
   $("limits").textContent = `PNG, JPEG, WebP or BMP, up to ${bytes(card.limits.max_bytes)} and ${megapixels(card.limits.max_pixels)}`;
-  state.stage = new Stage(card, selected);
-  build(card, state.wanted, changed);
+  state.stage.classes = targets.classes;
+  const thumbnails = build(card, targets, state.wanted, changed);
+  if (Object.keys(targets.classes).length) api.json(`v1/items${of}`).then((told) => thumbnails.items(told.items), console.warn);
   $("token-open").hidden = !api.token;
   $("go").disabled = !state.original;
   say(state.original ? "Ready." : "Choose a picture to begin.");
-  if (state.original) state.stage.before(state.original);
+  if (state.original) {
+    state.stage.before(state.original);
+    translate();
+  }
 }
 
 const bytes = (count) => (count >= 2 ** 20 ? `${+(count / 2 ** 20).toFixed(1)} MB` : `${Math.floor(count / 2 ** 10)} kB`);
@@ -96,14 +107,13 @@ async function given(file) {
   translate();
 }
 
-/** The picture as it is sent: scaled where that was asked for, or where the server would refuse it for its pixels. */
+/** The picture as it is sent: scaled where the server would refuse it for its pixels. */
 async function prepared() {
-  const { original, card, wanted } = state;
+  const { original, card } = state;
   if (!original.readable) return original;
   const { width, height } = original;
   const most = Math.floor(Math.min(width, height) * Math.sqrt(card.limits.max_pixels / (width * height)));
-  const sides = [wanted.side, width * height > card.limits.max_pixels ? most : 0].filter(Boolean);
-  return sides.length ? original.shrunk(Math.min(...sides)) : original;
+  return width * height > card.limits.max_pixels ? original.shrunk(most) : original;
 }
 
 // --- translating
@@ -123,7 +133,7 @@ async function translate() {
   say("Translating ...");
   try {
     const sent = await prepared();
-    const extras = { memory_map: state.card.extras.includes("memory_map") };
+    const extras = beside(state.card.extras);
     const started = performance.now();
     const answer = await api.json("v1/translate", await body(sent, wanted, extras), running.signal);
     if (running.signal.aborted) return;
@@ -144,6 +154,12 @@ async function translate() {
   }
 }
 
+/** Everything that the model tells beside the pictures. */
+function beside(told) {
+  const found = Object.fromEntries(["memory_map", "attention_mask"].filter((name) => told.includes(name)).map((name) => [name, true]));
+  return told.includes("neighbours") ? { ...found, neighbours: "thumbnails" } : found;
+}
+
 // Pictures among the styles stay the objects that they are.
 function snapshot(wanted) {
   const copy = (value) => (value && Object.getPrototypeOf(value) === Object.prototype ? Object.fromEntries(Object.entries(value).map(([name, each]) => [name, copy(each)])) : value);
@@ -153,7 +169,7 @@ function snapshot(wanted) {
 function done(answer, sent) {
   const count = answer.images.length;
   const scaled = sent.scaled ? ` The picture was scaled to ${sent.width} × ${sent.height} first.` : "";
-  return `${count > 1 ? `${count} translations` : "Translated"} to ${state.asked.target} in ${state.seconds.toFixed(2)} s.${scaled}`;
+  return `${count > 1 ? `${count} translations` : "Translated"} ${state.asked.target ? `to ${spoken(state.asked.target)} ` : ""}in ${state.seconds.toFixed(2)} s.${scaled}`;
 }
 
 // --- one of the translations
@@ -162,7 +178,7 @@ function selected(index) {
   const { answer, url } = state.stage;
   const { asked, sent } = state;
   const seed = answer.seeds?.[index];
-  const name = `${stem(sent.name)}-${asked.target}${seed === undefined ? "" : `-${seed}`}.${answer.format === "jpeg" ? "jpg" : answer.format}`.replace(/[^\w.-]+/g, "_");
+  const name = `${stem(sent.name)}-${asked.target || "translated"}${seed === undefined ? "" : `-${seed}`}.${answer.format === "jpeg" ? "jpg" : answer.format}`.replace(/[^\w.-]+/g, "_");
   Object.assign($("download"), { href: url, download: name });
   $("facts").textContent = [`${answer.width} × ${answer.height} px`, seed === undefined ? "deterministic" : `seed ${seed}`, `${answer.model} ${answer.digest.slice(0, 8)}`].join(" · ");
   const { fields, files } = form(sent, asked, seed);
@@ -197,6 +213,7 @@ $("token-open").addEventListener("click", async () => {
   const token = await askToken(new ServerError(401, "", "enter another one, or cancel.", ""));
   if (token !== null) api.token = token;
 });
+$("model").addEventListener("change", (event) => start(event.target.value));
 themes();
 start();
 

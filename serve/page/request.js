@@ -9,14 +9,22 @@ export const seeded = (wanted) => wanted.kind === "random";
  */
 export function fields(wanted, seed = undefined) {
   const pictures = new Map();
-  const found = { target: wanted.target };
+  const found = {};
+  if (wanted.model) found.model = wanted.model;
+  if (wanted.target) found.target = wanted.target;
   if (wanted.source) found.source = wanted.source;
   if (seeded(wanted)) {
     if (seed === undefined) Object.assign(found, { seed: wanted.seed, samples: wanted.samples, random_style: true });
     else found.seed = seed;
   }
+  if (wanted.kind === "exemplar" && wanted.exemplar.picture) {
+    found.exemplar = "exemplar";
+    pictures.set("exemplar", wanted.exemplar.picture);
+  } else if (Object.keys(wanted.attributes).length) found.attributes = wanted.attributes;
   const styles = Object.entries(wanted.styles).filter(([, style]) => style.kind !== "rest" && complete(style));
   if (styles.length) found.styles = Object.fromEntries(styles.map(([name, style]) => [name, styleOf(style, pictures)]));
+  if (wanted.strength !== null) found.strength = wanted.strength;
+  if (wanted.size) found.size = wanted.size;
   found.format = wanted.format;
   return { found, pictures };
 }
@@ -50,7 +58,7 @@ export async function body(picture, wanted, extras) {
 /** What a form that makes one sample has: [name, text] pairs, and [part, file's name] pairs. */
 export function form(picture, wanted, seed) {
   const { found, pictures } = fields(wanted, seed);
-  const texts = Object.entries(found).filter(([name, value]) => !(name === "format" && value === "png"));
+  const texts = Object.entries(found).filter(([name, value]) => name !== "exemplar" && !(name === "format" && value === "png"));
   return {
     fields: texts.map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]),
     files: [["image", picture.name], ...[...pictures].map(([part, each]) => [part, each.name])],

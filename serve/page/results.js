@@ -1,15 +1,17 @@
 // The stage: before and after, the samples, the memory map, the mask.
 
+import { spoken } from "./controls.js";
 import { $, element, radios } from "./dom.js";
 import { readIndexed } from "./indexed.js";
 import { blobOf } from "./picture.js";
 
+const MASKED = [251, 191, 36]; // amber
 const MODES = { slider: "Compare", side: "Side by side", memory: "Memory", mask: "Mask" };
 
 /** Shows answers; `selected(index)` is called when another sample is chosen. */
 export class Stage {
-  constructor(card, selected) {
-    Object.assign(this, { card, selected, mode: "slider", answer: null, index: 0, urls: [] });
+  constructor(selected) {
+    Object.assign(this, { classes: {}, selected, mode: "slider", answer: null, index: 0, urls: [] });
     $("split").addEventListener("input", () => this.#split());
     $("opacity").addEventListener("input", () => this.#opacity());
     this.#split();
@@ -52,7 +54,7 @@ export class Stage {
     for (const url of this.urls) URL.revokeObjectURL(url);
     Object.assign(this, { urls: [], answer: null });
     $("after").querySelector("img").removeAttribute("src");
-    for (const id of ["gallery", "actions", "command", "legend", "opacity-row"]) $(id).hidden = true;
+    for (const id of ["gallery", "actions", "command", "legend", "opacity-row", "neighbours"]) $(id).hidden = true;
     $("overlay").hidden = true;
     $("modes").hidden = true;
   }
@@ -65,7 +67,7 @@ export class Stage {
   }
 
   #modes() {
-    const there = { slider: true, side: true, memory: this.map, mask: this.answer.extras.mask };
+    const there = { slider: true, side: true, memory: this.map, mask: this.answer.extras.attention_masks };
     if (!there[this.mode]) this.mode = "slider";
     const choices = Object.keys(MODES).filter((mode) => there[mode]).map((mode) => ({ value: mode, label: MODES[mode] }));
     const legend = $("modes").querySelector("legend");
@@ -89,6 +91,7 @@ export class Stage {
   #choose(index) {
     this.index = index;
     $("after").querySelector("img").src = this.url;
+    this.#neighbours();
     this.#layout();
     this.selected(index);
   }
@@ -140,14 +143,42 @@ export class Stage {
 
   #itemName(item) {
     let first = 0;
-    for (const [name, count] of Object.entries(this.card.style_classes)) {
-      if (item < first + count) return `${name} ${item - first + 1}`;
+    for (const [name, count] of Object.entries(this.classes)) {
+      if (item < first + count) return `${spoken(name)} ${item - first + 1}`;
       first += count;
     }
     return `item ${item + 1}`;
   }
 
-  #mask() {}
+  /** Where the translation was drawn anew, in colour; what was kept is darkened. */
+  async #mask() {
+    const mask = this.answer.extras.attention_masks[this.index];
+    const bitmap = await createImageBitmap(blobOf(mask, "image/png"));
+    const canvas = $("overlay");
+    Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
+    canvas.style.width = canvas.style.height = "100%";
+    const context = canvas.getContext("2d");
+    context.drawImage(bitmap, 0, 0);
+    bitmap.close();
+    const image = context.getImageData(0, 0, canvas.width, canvas.height);
+    for (let at = 0; at < image.data.length; at += 4) {
+      const drawn = image.data[at];
+      image.data.set([(MASKED[0] * drawn) / 255, (MASKED[1] * drawn) / 255, (MASKED[2] * drawn) / 255, 255], at);
+    }
+    context.putImageData(image, 0, 0);
+  }
+
+  #neighbours() {
+    const found = this.answer.extras.neighbours?.[this.index];
+    $("neighbours").hidden = !found?.length;
+    if (!found) return;
+    const rows = found.map(({ id, distance, thumbnail }) => {
+      const image = element("img", { alt: `Neighbour ${id}` });
+      if (thumbnail) image.src = URL.createObjectURL(blobOf(thumbnail, "image/png"));
+      return element("li", {}, image, element("span", { title: id }, id), element("span", {}, distance === null ? "drawn at random" : `distance ${distance.toFixed(2)}`));
+    });
+    $("neighbours").querySelector("ol").replaceChildren(...rows);
+  }
 
   #split() {
     const percent = $("split").value;
