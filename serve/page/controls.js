@@ -135,7 +135,7 @@ function guidance(card, chosen) {
 
 function style(card, wanted, changed) {
   const kinds = [
-    { value: "own", label: "The model's own", title: "The method's deterministic translation" },
+    { value: "own", label: "Own", title: "The model's own: one deterministic translation" },
     ...(card.random_styles ? [{ value: "random", label: "Random", title: "Several styles, each drawn from its seed" }] : []),
     ...(card.guides.includes("exemplar") ? [{ value: "exemplar", label: "Like a picture", title: "The style of a picture of the target domain" }] : []),
   ];
