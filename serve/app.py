@@ -16,6 +16,7 @@ from serve.args import Args
 from serve.deployments import Translator
 from serve.front import Front
 from serve.guard import Guarded
+from serve.metrics import Measured
 from serve.retrieval import Retriever
 from serve.routes import about, index, translate
 
@@ -37,6 +38,7 @@ for topic in (translate, index, about):
 page.install(api)
 api.add_middleware(Guarded)
 errors.install(api)  # around everything, the guard too
+api.add_middleware(Measured)  # around that
 
 
 @ray.serve.ingress(api)
@@ -67,6 +69,7 @@ def _ongoing(args: Args) -> int:
 def _stopping(args: Args) -> dict[str, Any]:
     """How replicas are replaced and stopped: new ones first, and what is under way is finished."""
     return {
+        "max_surge_percent": 100,
         "graceful_shutdown_timeout_s": args.drain_s,
         "graceful_shutdown_wait_loop_s": 0.5,  # how often it looks whether all requests are answered
     }

@@ -16,12 +16,13 @@ from starlette.types import Message
 
 from serve.errors import ApiError
 from serve.pictures import PictureError, check_bytes
-from serve.schema import Limits, explain
+from serve.schema import Limits, RetrieveForm, TranslateForm, explain
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 SLACK = 64 * 2**10  # bytes of a body beside the pictures: fields, boundaries, headers
 FIELD_BYTES = 16 * 2**10  # no text field of a form needs more; `styles` is the longest
+KNOWN = TranslateForm.model_fields.keys() | RetrieveForm.model_fields.keys()
 FORM, JSON = "multipart/form-data", "application/json"
 
 
@@ -87,7 +88,9 @@ async def read_form(request: Request, limits: Limits, pictures: int) -> Form:
     try:
         repeated = sorted({name for name in form if len(form.getlist(name)) > 1})
         if repeated:
-            code = "bad_styles" if repeated[0].startswith("style.") else f"bad_{repeated[0][:40]}"
+            code = (
+                f"bad_{repeated[0]}" if repeated[0] in KNOWN else "bad_styles" if repeated[0][:6] == "style." else "unknown_field"
+            )
             raise ApiError(422, code, f"the field {repeated[0][:80]!r} is given more than once", "give each field once")
         files = {name: await value.read() for name, value in form.items() if isinstance(value, UploadFile)}
         return Form({name: value for name, value in form.items() if isinstance(value, str)}, files)

@@ -56,18 +56,33 @@ class Front:
         self.translator, self.shards, self.limits, self.guard = translator, tuple(shards), limits, guard
         self.time_limit_s, self.meter = time_limit_s, Meter()
 
-    async def asked(self, method: str, *arguments: Any, model: str = "", seconds: float | None = None) -> Any:
-        """What the translator answers; its refusals, and Ray Serve's, are raised as ApiError."""
+    async def asked(self, method: str, *arguments: Any, model: str = "", seconds: float | None = None, tries: int = 3) -> Any:
+        """What the translator answers; its refusals, and Ray Serve's, are raised as ApiError.
+
+        A replica may end under a request; another one then gets it, up to `tries` in all, in the same time.
+        """
+        limit = seconds or self.time_limit_s
+        until = asyncio.get_running_loop().time() + limit
+        for left in reversed(range(tries)):
+            try:
+                answer = await self._asked(method, arguments, model, limit, until)
+                break
+            except ApiError as error:
+                if error.code != "interrupted" or not left:
+                    raise
+                await asyncio.sleep(0.1)
+        if isinstance(answer, Refusal):
+            raise answer.error()
+        return answer
+
+    async def _asked(self, method: str, arguments: tuple[Any, ...], model: str, limit: float, until: float) -> Any:
         translator = self.translator.options(multiplexed_model_id=model) if model in self.further else self.translator
         handle = getattr(translator, method)
         with errors.of_serve():
             try:
-                answer = await asyncio.wait_for(handle.remote(*arguments), seconds or self.time_limit_s)
+                return await asyncio.wait_for(handle.remote(*arguments), until - asyncio.get_running_loop().time())
             except TimeoutError:
-                raise errors.too_slow(seconds or self.time_limit_s) from None
-        if isinstance(answer, Refusal):
-            raise answer.error()
-        return answer
+                raise errors.too_slow(limit) from None
 
     async def measured(self) -> list[Any]:
         """The samples of this replica."""

@@ -81,7 +81,7 @@ async def _change(request: Request, front: Front, what: str) -> IndexChanged:
     """Write the next version of the index, and have every retriever take it before the answer."""
     front.a_shard()
     ids = (await body.read_json(request, IndexChange, front.limits)).ids
-    manifest = await front.asked("change", "", ids if what == "add" else [], ids if what == "remove" else [])
+    manifest = await front.asked("change", "", ids if what == "add" else [], ids if what == "remove" else [], tries=1)
     refreshed: list[Any] = [shard.broadcast("refresh").results_async() for shard in front.shards]
     await asyncio.gather(*refreshed)
     return IndexChanged(version=manifest.version, digest=manifest.digest, pictures=manifest.count, changed=len(ids))
