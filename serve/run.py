@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import ipaddress
 import json
 import math
 import os
@@ -24,8 +25,13 @@ import ray
 import ray.serve
 import torch
 
+from recollect.bundle import absolute, open_bundle
 from recollect.retrieval.guided import open_pipeline
-from serve.app import INGRESS_CPUS, Args, build
+from recollect.retrieval.library import Library
+from serve import haproxy
+from serve.app import INGRESS_CPUS, build
+from serve.args import Args
+from serve.guard import checked
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
@@ -62,6 +68,10 @@ def start(
     request_timeout_s: float = 60.0,
     ready_within_s: float = 120.0,
     log_level: str = "WARNING",
+    proxy: Literal["haproxy", "ray"] = "haproxy",
+    token: str = "",
+    admin_token: str = "",
+    insecure: bool = False,
     check: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Running:
@@ -73,21 +83,27 @@ def start(
             else is the address of a cluster, which gets this code and must reach the bundle under the same path or URI.
         dashboard: with Ray's dashboard, on a free port (local only).
         request_timeout_s: an answer that takes longer becomes a 408.
+        proxy: what listens (local only): HAProxy, where there is one, or Ray Serve's own proxy, which answers fewer requests.
+        token: who sends it (`Authorization: Bearer ...`) may ask; empty: everybody who gets here.
+        admin_token: who sends this one may also change the index; empty: nobody.
+        insecure: listen beyond this machine without a token.
         check: called between the steps of starting; whatever it raises ends the start, cleans up, and comes out here.
         options: further fields of `serve.app.Args` (replicas, max_batch_size, limits, ...).
 
     Raises:
-        ValueError: no such bundle, an unknown option, or a port in use; before anything is started.
+        ValueError: no such bundle, an unknown option, a port in use, or a host beyond this machine without a token; before
+            anything is started.
         RuntimeError: the server did not come up.
     """
     local = address == "local"
+    options = {**options, **_guarded(host, local, token, admin_token, insecure)}
     args = _args(bundle, device, local, options)
     if local:
         require_free(host, port)
     undo = contextlib.ExitStack()
     try:
         check()
-        _connect(undo, address, dashboard, args)
+        _connect(undo, address, dashboard, args, haproxy.binary() if proxy == "haproxy" and ":" not in host else None)
         check()
         logging = {"log_level": log_level, "enable_access_log": False}
         http = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
@@ -97,8 +113,8 @@ def start(
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         url = f"http://{_visible(host if local else _head())}:{port}"
-        _wait_ready(url, ready_within_s, check)
-        return Running(url, _get(f"{url}/v1/model"), undo)
+        _wait_ready(url, ready_within_s, check, token)
+        return Running(url, _get(f"{url}/v1/model", token), undo)
     except BaseException:
         undo.close()
         raise
@@ -110,10 +126,24 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
     uri = os.fspath(bundle)
     if local:
         uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
-        open_pipeline(uri)  # a bundle that does not open says so here, in one line, and not from a replica's log
+        options = {**options, "index": _index(uri, options.get("index", ""))}
+        options["bundles"] = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
+        for further in options["bundles"].values():
+            open_pipeline(further)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options = {"cpus_per_replica": max(1, cores // options.get("replicas", 1)), **options}
+        options = {"cpus_per_replica": max(1, cores // int(options.get("replicas", 1))), **options}
     return Args(bundle=uri, device=device, **options)
+
+
+def _index(uri: str, given: str) -> str:
+    """The index that a bundle is served with: the one given, or the one that its run was trained with.
+
+    A bundle that does not open, or an index that is not its own, says so here, in one line, and not from a replica's log.
+    """
+    pipeline = open_pipeline(uri, index=absolute(given))
+    if isinstance(pipeline.search, Library):
+        return absolute(given) or absolute(open_bundle(uri, verify=False).run.data.index)
+    return ""
 
 
 def require_free(host: str, port: int) -> None:
@@ -130,8 +160,30 @@ def require_free(host: str, port: int) -> None:
             raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}; port {free} is free") from None
 
 
-def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Args) -> None:
-    """Use the Ray that this process is connected to, or else start (or join) one."""
+def _guarded(host: str, local: bool, token: str, admin_token: str, insecure: bool) -> dict[str, Any]:
+    """The arguments that say who may ask. Raises ValueError where a stranger could."""
+    near = local and is_loopback(host)
+    if not (token or near or insecure):
+        where = f"on {host}, which others can reach" if local else "on every node of the cluster"
+        raise ValueError(f"the server would listen {where}, and there is no token; give a token, or say insecure")
+    digests = {"token_sha256": checked(token, "the token"), "admin_token_sha256": checked(admin_token, "the admin token")}
+    return {**{name: digest for name, digest in digests.items() if digest}, "near_only": near and not token}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Args, proxy: str | None) -> None:
+    """Use the Ray that this process is connected to, or else start (or join) one; a local one with the HAProxy at `proxy`."""
     if ray.is_initialized():
         return
     modules = [Path(str(importlib.import_module(name).__file__)).parent for name in CODE]
@@ -147,17 +199,24 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
     )  # short: it holds Unix sockets (107 bytes)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
     undo.callback(ray.shutdown, wait_for_processes=True)
-    needed = args.replicas * args.cpus_per_replica + args.ingress_replicas * INGRESS_CPUS
-    with _handlers_kept():
+    with _handlers_kept(), haproxy.chosen(Path(folder), proxy) if proxy else contextlib.nullcontext():
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),  # with too few, Ray would wait for more without a word
+            num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence
+            _node_ip_address="127.0.0.1",  # what Ray's processes say to each other is for nobody else
             include_dashboard=dashboard,
             dashboard_port=_free_port() if dashboard else None,
             object_store_memory=OBJECT_STORE_BYTES,
             runtime_env={"env_vars": passed},
             _temp_dir=folder,
         )
+
+
+def _cpus(args: Args) -> float:
+    """What Ray sets aside for all replicas; twice as much while they are being replaced."""
+    retrievers = args.shards * args.retriever_replicas * args.retriever_cpus if args.index else 0
+    translators = max(args.replicas, args.max_replicas) * args.cpus_per_replica
+    return translators + retrievers + args.ingress_replicas * INGRESS_CPUS
 
 
 @contextlib.contextmanager
@@ -200,13 +259,14 @@ def _visible(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _get(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+def _get(url: str, token: str = "") -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
         result: dict[str, Any] = json.load(answer)
         return result
 
 
-def _wait_ready(url: str, seconds: float, check: Callable[[], None]) -> None:
+def _wait_ready(url: str, seconds: float, check: Callable[[], None], token: str) -> None:
     deadline, reason = time.monotonic() + seconds, ""
     while time.monotonic() < deadline:
         check()
@@ -215,7 +275,7 @@ def _wait_ready(url: str, seconds: float, check: Callable[[], None]) -> None:
             raise RuntimeError(f"the server did not come up: {application.message}")
         if application.status == "RUNNING":
             try:
-                _get(f"{url}/readyz")
+                _get(f"{url}/readyz", token)
                 return
             except OSError as error:  # also the HTTP errors of urllib
                 reason = str(error)

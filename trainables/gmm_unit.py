@@ -283,7 +283,7 @@ class GMMUNIT(Translator):
         """What `fused` takes of neighbours (B, k, 3, H, W), made once a step; nothing here (RG-UNIT: their contents)."""
         return None
 
-    def fused(self, content: Tensor, guidance: Any) -> Tensor:
+    def fused(self, content: Tensor, guidance: Any, strength: Tensor | None = None) -> Tensor:
         """c~, what G is given for a content: the content itself here (RG-UNIT: with what its neighbours show)."""
         return content
 
@@ -411,13 +411,13 @@ class GMMUNIT(Translator):
         The extra `mask` (B, 1, H, W) in [0, 1] is what was drawn anew.
         """
         refuse(guide, self.guides, self.config.name)
-        content = self.fused(self.content(images), self.guidance(guide.neighbours))
+        content = self.fused(self.content(images), self.guidance(guide.neighbours), guide.strength)
         drawing = self.decode(content, self.guided_style(images, source, target, guide), images)
         return Translation(drawing.images, {} if drawing.mask is None else {"mask": drawing.mask})
 
     def guided_style(self, images: Tensor, source: int, target: int, guide: Guide) -> Tensor:
         """The style (B, Z) that a guide asks for. Raises ValueError for guides that contradict each other or do not fit."""
-        name, shape = self.config.name, (len(images), self.mixture.size)
+        name, shape = self.config.name, (images.shape[0], self.mixture.size)
         if guide.exemplar is not None:
             if guide.noise is not None or guide.attributes is not None:
                 raise ValueError(f"{name} takes an exemplar, or attributes and noise; not both")
@@ -425,12 +425,12 @@ class GMMUNIT(Translator):
         if guide.noise is not None and tuple(guide.noise.shape) != shape:
             raise ValueError(f"{name}'s noise is (B, Z) = {shape} here, not {tuple(guide.noise.shape)}")
         wanted = guide.attributes
-        if wanted is not None and tuple(wanted.shape) != (len(images), len(self.attributes)):
+        if wanted is not None and tuple(wanted.shape) != (images.shape[0], len(self.attributes)):
             raise ValueError(
                 f"{name}'s attributes are (B, {len(self.attributes)}): {', '.join(self.attributes)}; not {tuple(wanted.shape)}"
             )
         if wanted is None and not self.config.attributes:
-            wanted = F.one_hot(torch.full((len(images),), target, device=images.device), len(self.attributes))
+            wanted = F.one_hot(torch.full((images.shape[0],), target, device=images.device), len(self.attributes))
         if guide.noise is not None:
             wanted = self.read_attributes(images, source) if wanted is None else wanted
             return self.mixture.sample(wanted.to(images), guide.noise.to(images))

@@ -503,7 +503,7 @@ class MGUIT(Translator):
             raise ValueError("mguit takes noise or an exemplar, not both")
         content = self.content_encoder(images, source)
         classes = None if guide.classes is None or self.config.memory.use != "class-aware" else guide.classes
-        values = self._guided_values(guide, target, len(images))
+        values = self._guided_values(guide, target, images.shape[0])
         style, weights = self.memory.read(content, target, classes, values=values)
         return Translation(self.generator(content, style.to(content.dtype), target), {"memory_map": weights.argmax(dim=1)})
 

@@ -6,6 +6,7 @@ Methods, recipes and the endpoint are reached by name, as uvicorn reaches applic
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli_data import data, data_show
+from recollect.cli_export import export
 from recollect.cli_index import index
 
 if TYPE_CHECKING:
@@ -22,8 +24,17 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.command("export")(export)
 
 Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
+Also = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=BUNDLE", help="A further model that requests choose by `model` (repeat).")
+]
+ServeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of serve/config.yaml, as in replicas=2 (repeat)."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")]
 Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
 
@@ -330,15 +341,68 @@ def serve(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     host: str = "127.0.0.1",
     port: int = 8000,
+    index: Index = "",
+    also: Also = None,
+    set_: ServeSettings = None,
+    insecure: Insecure = False,
 ) -> None:
     """Deploy a bundle with Ray Serve until Ctrl-C.
 
+    RECOLLECT_TOKEN, where it is set, is the token that callers send; RECOLLECT_ADMIN_TOKEN that of who may change the index.
+
     recollect serve runs/first/best --port 8000\n
+    recollect serve runs/rg/best --index runs/faces-index --also plain=runs/gmm/best --set replicas=2\n
     curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
     """
     from recollect.config import resolve
 
-    resolve("serve.run:main")(bundle, host=host, port=port)
+    options = {"index": index, "bundles": _pairs(also or [], "--also"), **_pairs(set_ or [], "--set")}
+    resolve("serve.run:main")(bundle, host=host, port=port, insecure=insecure, **_tokens(), **options)
+
+
+@app.command()
+def deploy(
+    what: Annotated[str, typer.Argument(help="`winner`, or a bundle.")],
+    storage: Annotated[str, typer.Option("--from", help="Where `recollect search` put its results.")] = "",
+    index: Index = "",
+    write: Annotated[Path | None, typer.Option(help="Only write a file for `serve deploy`.")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    also: Also = None,
+    set_: ServeSettings = None,
+    insecure: Insecure = False,
+) -> None:
+    """Serve the best bundle of a search with the index it was trained with, or write what `serve deploy` takes.
+
+    recollect deploy winner --from runs/search\n
+    recollect deploy winner --from s3://bucket/search --set replicas=4 --write winner.yaml
+    """
+    from recollect.config import resolve
+
+    bundle = resolve("serve.winner:find")(what, storage)
+    options = {"bundles": _pairs(also or [], "--also"), **_pairs(set_ or [], "--set")}
+    if write is None:
+        resolve("serve.run:main")(bundle, host=host, port=port, index=index, insecure=insecure, **_tokens(), **options)
+        return
+    digests = {f"{name}_sha256": resolve("serve.guard:checked")(token, name) for name, token in _tokens().items()}
+    options["index"] = resolve("serve.winner:index_of")(bundle, index)
+    write.write_text(resolve("serve.winner:config")(bundle, port, insecure, **digests, **options))
+    print(f"{write}: serve deploy {write} -a http://HEAD:8265")
+
+
+def _tokens() -> dict[str, str]:
+    """The tokens of the environment: arguments would show in a list of processes."""
+    names = {"token": "RECOLLECT_TOKEN", "admin_token": "RECOLLECT_ADMIN_TOKEN"}
+    return {name: os.environ.get(variable, "") for name, variable in names.items()}
+
+
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
+    """Values by name from `NAME=VALUE` texts."""
+    found = dict(text.partition("=")[::2] for text in texts)
+    wrong = [text for text in texts if "=" not in text or text[0] == "="] or texts[len(found) :]
+    if wrong:
+        raise ValueError(f"{option} {wrong[0]!r}: give NAME=VALUE, and each name once")
+    return found
 
 
 @app.command()

@@ -13,7 +13,8 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from recollect.config import resolve
-from serve.app import Args, build
+from serve.app import build
+from serve.args import Args
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
 

@@ -109,7 +109,7 @@ def test_json_gets_json(server: Server) -> None:
     answer = server.json(image=base64.b64encode(content).decode()).json()
     assert (answer["width"], answer["height"], answer["format"], answer["seeds"]) == (48, 40, "png", None)
     assert answer["model"] == "tinted" and answer["digest"] == bundle.open_bundle(server.bundle).digest
-    assert answer["extras"] == {"memory_map": None}
+    assert set(answer["extras"].values()) == {None}
     assert np.array_equal(pixels(base64.b64decode(answer["images"][0])), pixels(server.post(content).content))
     url = "data:image/png;base64," + base64.encodebytes(content).decode()  # with line breaks
     assert server.json(image=url).json()["images"] == answer["images"]
