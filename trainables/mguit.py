@@ -230,7 +230,7 @@ class ModulatedGenerator(Generator):
     def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
         x = torch.cat([contents[drawing.content] for drawing in drawings])
         x = x * x.shape[1] ** 0.5  # unit-norm content back to unit variance
-        style, sizes = torch.cat([drawing.style for drawing in drawings]), [len(drawing.style) for drawing in drawings]
+        style, sizes = torch.cat([drawing.style for drawing in drawings]), [drawing.style.shape[0] for drawing in drawings]
         for block in self.blocks:
             x = block(x, style)
         owner = [min(drawing.domain, len(self.last) - 1) for drawing in drawings]

@@ -208,7 +208,7 @@ def in_one_pass(net: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     if len(inputs) == 1:
         return [net(inputs[0])]
     outputs: Tensor = net(torch.cat(list(inputs)))
-    return list(outputs.split_with_sizes([len(item) for item in inputs]))
+    return list(outputs.split_with_sizes([item.shape[0] for item in inputs]))
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

@@ -128,14 +128,14 @@ class ClassAwareMemory(nn.Module):
             if classes is not None:
                 scores = scores.masked_fill(~self._allowed(classes.flatten(1)).mT, -torch.inf)
             weights = scores.softmax(dim=1)  # eq. 2
-        return weights.reshape(len(weights), -1, *content.shape[-2:])
+        return weights.reshape(weights.shape[0], -1, *content.shape[-2:])
 
     def recall(self, weights: Tensor, domain: int, state: MemoryState | None = None, values: Tensor | None = None) -> Tensor:
         """The style (B, value_dim, h, w) of pixels that read with these weights (eq. 4). See `read`."""
         chosen = (state or self.stored()).values[domain] if values is None else values
         with torch.autocast(weights.device.type, enabled=False):
             style = chosen.to(weights.dtype).mT @ weights.flatten(2)  # (B, C, P)  eq. 4
-        return style.reshape(len(weights), -1, *weights.shape[-2:])
+        return style.reshape(weights.shape[0], -1, *weights.shape[-2:])
 
     def update(
         self,
