@@ -36,7 +36,7 @@ Where this departs from the paper or from its released codes (which also differ 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -50,7 +50,16 @@ from recollect.config import Choice, ModelConfig, Range, Weights, did_you_mean
 from recollect.objective import Terms
 from recollect.pretrained import WeightsFile
 from recollect.trainable import Part, Phase, Step, Translator, refuse
-from trainables.parts.blocks import AdaINResBlock, GlobalStyleEncoder, Mlp, content_layers, conv, doublings, initialise
+from trainables.parts.blocks import (
+    AdaINResBlock,
+    GlobalStyleEncoder,
+    Mlp,
+    content_layers,
+    conv,
+    doublings,
+    in_one_pass,
+    initialise,
+)
 from trainables.parts.critics import AttributeCritic, Verdict
 from trainables.parts.losses import Gan, adversarial, l1, misnamed
 from trainables.parts.mixture import Mixture, Posterior, flipped
@@ -149,6 +158,10 @@ class Drawing(NamedTuple):
 
     images: Tensor  # (B, 3, H, W) in [-1, 1]
     mask: Tensor | None  # (B, 1, H, W) in [0, 1]; None: everywhere
+
+    def over(self, background: Tensor) -> Tensor:
+        """The picture, with the background (B, 3, H, W) where nothing is drawn."""
+        return self.images if self.mask is None else self.images * self.mask + background * (1 - self.mask)
 
 
 class Decoder(nn.Module):
@@ -290,9 +303,7 @@ class GMMUNIT(Translator):
     def decode(self, content: Tensor, style: Tensor, background: Tensor | None = None) -> Drawing:
         """G(c~, s): the drawing, over a background (B, 3, H, W) where it is masked; without one all that is drawn."""
         drawing: Drawing = self.decoder(content, style)
-        if background is None or drawing.mask is None:
-            return drawing
-        return drawing._replace(images=drawing.images * drawing.mask + background * (1 - drawing.mask))
+        return drawing if background is None else drawing._replace(images=drawing.over(background))
 
     def task(self, step: Step) -> Task:
         """The step's pictures, targets and draws. Raises ValueError for a picture whose attributes are not known."""
@@ -343,26 +354,39 @@ class GMMUNIT(Translator):
         posterior: Posterior = self.style_encoder(images)
         style = self.target_style(task, posterior.mean)
         fused = self.fused(content, guidance)
-        fake = self.decode(fused, style, images).images
+        styles = {"fake": style}
+        if step.wants("image_rec"):
+            styles["own"] = posterior.mean
+        if step.wants("iso"):
+            styles["other"] = self.target_style(task, posterior.mean, draw=1)
+        drawn = self._drawings(fused, styles)
+        fake = drawn["fake"].over(images)
         step.cache["fakes"] = fake.detach()
         terms: Terms = {}
         if step.wants("image_rec"):
-            terms["image_rec"] = l1(self.decode(fused, posterior.mean).images, images)  # eq. 4
+            terms["image_rec"] = l1(drawn["own"].images, images)  # eq. 4
         if step.wants("kl"):
             terms["kl"] = self.mixture.kl(posterior, task.own)
         if step.wants("style_rec", "iso"):
-            read = self.style(fake)
+            pictures = [fake, drawn["other"].over(images)] if step.wants("iso") else [fake]
+            read = in_one_pass(self.style, pictures)
             if step.wants("style_rec"):
-                terms["style_rec"] = l1(read, style)  # eq. 3
+                terms["style_rec"] = l1(read[0], style)  # eq. 3
             if step.wants("iso"):
-                other = self.target_style(task, posterior.mean, draw=1)
-                again = self.style(self.decode(fused, other, images).images)
-                terms["iso"] = isometry(style, other, read, again)
+                terms["iso"] = isometry(style, styles["other"], *read)
         if step.wants("content_rec", "cyc_rec", "perceptual"):
             terms |= self._back(step, fake, content, posterior.mean, guidance)
         if step.wants("adv", "cls"):
             terms |= self._judged(step, self.critic(fake), task.wanted)
         return terms
+
+    def _drawings(self, fused: Tensor, styles: Mapping[str, Tensor]) -> dict[str, Drawing]:
+        """A content drawn in several styles (B, Z) by name, in one pass."""
+        images, mask = self.decode(torch.cat([fused] * len(styles)), torch.cat(list(styles.values())))
+        masks = (None,) * len(styles) if mask is None else mask.chunk(len(styles))
+        return {
+            name: Drawing(*pair) for name, pair in zip(styles, zip(images.chunk(len(styles)), masks, strict=True), strict=True)
+        }
 
     def _back(self, step: Step, fake: Tensor, content: Tensor, own_style: Tensor, guidance: Any) -> Terms:
         """The translations encoded again, and drawn with the pictures' own styles."""
@@ -391,11 +415,11 @@ class GMMUNIT(Translator):
         if not step.wants("critic", "critic_cls"):
             return {}
         task, terms = self.task(step), Terms()
-        verdict: Verdict = self.critic(task.images)
+        pictures = [task.images, step.cache["fakes"]] if step.wants("critic") else [task.images]
+        verdict, *of_fakes = self.critic.apart(pictures)
         if step.wants("critic"):
-            fake: Verdict = self.critic(step.cache["fakes"])
             terms["critic"] = adversarial(verdict.real, 1.0, self.config.gan) + adversarial(
-                fake.real, 0.0, self.config.gan
+                of_fakes[0].real, 0.0, self.config.gan
             )  # eq. 6
         if step.wants("critic_cls"):
             terms["critic_cls"] = misnamed(verdict.attributes, task.own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -200,14 +200,14 @@ class TailSharingEncoder(nn.Module):
         return in_one_pass(self.tail, trunks)  # (B, C, h, w) each
 
 
-def in_one_pass(net: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def in_one_pass(net: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """What a net makes of several batches, in one pass: larger convolutions are faster, and the weights get one gradient.
 
     For nets that look at each sample alone.
     """
     if len(inputs) == 1:
         return [net(inputs[0])]
-    outputs: Tensor = net(torch.cat(list(inputs)))
+    outputs = net(torch.cat(list(inputs)))
     return list(outputs.split_with_sizes([item.shape[0] for item in inputs]))
 
 

@@ -104,6 +104,9 @@ class Trainer:
         self.ema: AveragedModel | None = None
         if run.engine.ema:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
+        if run.engine.compile:  # after the averaged model was copied, which is only judged
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, and says so
+            self.model.compile_nets()
         self.active = active(run.weights)
         self.phases = tuple(self.model.phases())
         for phase in self.phases:
@@ -169,14 +172,14 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         for phase in self.phases:
             if self.step % phase.every == 0:
-                terms |= self._run_phase(phase, step)
+                terms |= self.run_phase(phase, step)
         self.model.after_step(step)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1
         return terms
 
-    def _run_phase(self, phase: Phase, step: Step) -> dict[str, Tensor]:
+    def run_phase(self, phase: Phase, step: Step) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         parameters: list[torch.nn.Parameter] = []
         for part in phase.parts:
