@@ -45,6 +45,28 @@ class Running:
     url: str
     card: dict[str, Any]  # what GET /v1/model said
     undo: contextlib.ExitStack = field(repr=False)
+    args: Args
+    local: bool
+    token: str = field(repr=False)
+    logging: dict[str, Any] = field(repr=False)
+
+    def update(self, bundle: str | os.PathLike[str], within_s: float = 180.0, **options: Any) -> None:
+        """Serve another bundle, or the same with other arguments: replicas are replaced while requests are answered.
+
+        Args:
+            bundle: a path or URI.
+            within_s: how long it may take.
+            options: further fields of `serve.args.Args`; what is not given is as it was.
+
+        Raises ValueError for a bundle or index that does not open, before anything is changed; RuntimeError when the new replicas
+        do not come up: the old ones go on then.
+        """
+        kept = {name: value for name, value in self.args.model_dump().items() if name not in ("bundle", "device")}
+        args = _args(bundle, self.args.device, self.local, {**kept, **options})
+        target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=self.logging)
+        ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _wait_running(time.monotonic() + within_s, lambda: None)
+        self.args, self.card = args, _get(f"{self.url}/v1/model", self.token)
 
     def stop(self) -> None:
         """Finish the requests under way, and end every process that `start` started. May be called twice."""
@@ -114,7 +136,7 @@ def start(
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         url = f"http://{_visible(host if local else _head())}:{port}"
         _wait_ready(url, ready_within_s, check, token)
-        return Running(url, _get(f"{url}/v1/model", token), undo)
+        return Running(url, _get(f"{url}/v1/model", token), undo, args, local, token, logging)
     except BaseException:
         undo.close()
         raise
@@ -268,19 +290,29 @@ def _get(url: str, token: str = "") -> dict[str, Any]:
 
 def _wait_ready(url: str, seconds: float, check: Callable[[], None], token: str) -> None:
     deadline, reason = time.monotonic() + seconds, ""
+    _wait_running(deadline, check)
+    while time.monotonic() < deadline:
+        check()
+        try:
+            _get(f"{url}/readyz", token)
+            return
+        except OSError as error:  # also the HTTP errors of urllib
+            reason = str(error)
+        time.sleep(0.2)
+    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s: {reason}")
+
+
+def _wait_running(deadline: float, check: Callable[[], None]) -> None:
+    """Until the application runs as it was deployed last. Raises RuntimeError when it cannot, or takes too long."""
     while time.monotonic() < deadline:
         check()
         application = ray.serve.status().applications[APPLICATION]
         if application.status == "DEPLOY_FAILED":
             raise RuntimeError(f"the server did not come up: {application.message}")
         if application.status == "RUNNING":
-            try:
-                _get(f"{url}/readyz", token)
-                return
-            except OSError as error:  # also the HTTP errors of urllib
-                reason = str(error)
+            return
         time.sleep(0.2)
-    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s; the application is {application.status} {reason}")
+    raise RuntimeError(f"the server did not come up in time; the application is {application.status} {application.message}")
 
 
 def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:

@@ -17,6 +17,9 @@ from tests.serve.conftest import encoded, painted
 Headers = dict[str, str]
 
 
+LENIENT = ("cut at", "zeroed")  # damage that a decoder may not notice: the end of a file, or what pixels are
+
+
 class Case(NamedTuple):
     """A request. `statuses` are those that it may be answered with; none: any 4xx."""
 
@@ -149,9 +152,10 @@ def picture_forms() -> Iterator[Case]:
     """Every picture, as a form and (the wrong ones) as JSON."""
     for name, content in wrong_pictures():
         body, headers = form([("image", '; filename="a.png"', content), ("target", "", b"night")])
-        yield Case(f"form: {name}", body, headers)
+        statuses = (200, 422) if any(word in name for word in LENIENT) else ()
+        yield Case(f"form: {name}", body, headers, statuses=statuses)
         image = base64.b64encode(content).decode()
-        yield as_json(f"json: {name}", {"image": image, "target": "night"})
+        yield as_json(f"json: {name}", {"image": image, "target": "night"})._replace(statuses=statuses)
     for name, content in odd_pictures():
         body, headers = form([("image", '; filename="a.png"', content), ("target", "", b"night")])
         yield Case(f"odd: {name}", body, headers, statuses=(200, 422))
