@@ -1,4 +1,4 @@
-"""The endpoint beside the bare pipeline in one process, and beside a Ray Serve deployment that does nothing: docs/results/serving.md.
+"""The endpoint beside the bare pipeline in one process, and a deployment that does nothing: docs/results/serving.md.
 
 Every arm takes PNG files and gives PNG files. The model has one thread, on a core of its own; the load generator, HAProxy, the
 ingress and Ray's own processes share the other one. The bare arm decodes, translates and encodes on the model's core, in batches
@@ -189,9 +189,11 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Serving, measured",
         "",
-        f"`make bench-serve` (`benchmarks/serve.py`), {date.today()}, recollect {recollect.__version__}, torch {torch.__version__}, "
-        f"Ray {ray.__version__}, {os.cpu_count()} cores. The model has one thread on a core of its own; load generator, HAProxy, "
-        "ingress and Ray share the other. PNG in and out in every arm. Untrained MGUIT: weights do not change the time.",
+        f"`make bench-serve` (`benchmarks/serve.py`), {date.today()}: recollect {recollect.__version__}, "
+        f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores.",
+        "",
+        "The model has one thread on a core of its own; load generator, HAProxy, ingress and Ray share the others. PNG in and "
+        "out in every arm. Untrained MGUIT: weights do not change the time.",
         "",
         "| case | step, ms a picture | bare pictures/s | clients | served pictures/s | of the bare | p50 ms | p99 ms | retries | "
         "no-op pictures/s | no-op p50 ms |",

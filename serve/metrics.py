@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-disable_created_metrics()  # a time beside every counter, which nobody here asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every counter, which nobody here asks for
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CODE = "x-recollect-error"  # the header with an error's code
 PICTURES = (1, 2, 4, 8, 16, 32, 64)

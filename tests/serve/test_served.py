@@ -121,9 +121,9 @@ def sockets_of(pid: int) -> set[int]:
 
 
 def test_haproxy_is_the_way_in(server: Server) -> None:
-    if haproxy.binary() is None:
-        pytest.skip("there is no HAProxy on this machine")
-    assert any(b"haproxy" in read(Path(f"/proc/{pid}/cmdline")).split(b"\0")[0] for pid in processes_below(os.getpid()))
+    assert haproxy.binary() is None or any(
+        b"haproxy" in read(Path(f"/proc/{pid}/cmdline")).split(b"\0")[0] for pid in processes_below(os.getpid())
+    )
 
 
 def read(path: Path) -> bytes:
