@@ -328,11 +328,12 @@ def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 80
 def _welcome(running: Running) -> str:
     card = running.card
     target = card["domains"][-1]
+    sent = ' -H "Authorization: Bearer $RECOLLECT_TOKEN"' if running.token else ""
     return "\n".join(
         [
             f"{card['name']} ({card['method']}: {', '.join(card['domains'])}) is served at {running.url}",
             f"documentation: {running.url}/docs",
-            f"try: curl -f -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
+            f"try: curl -f{sent} -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
             "Ctrl-C stops it",
         ]
     )
