@@ -225,7 +225,6 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence
-            _node_ip_address="127.0.0.1",  # what Ray's processes say to each other is for nobody else
             include_dashboard=dashboard,
             dashboard_port=_free_port() if dashboard else None,
             object_store_memory=OBJECT_STORE_BYTES,
