@@ -35,6 +35,10 @@ from serve.guard import checked
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
+NO_METRICS = {  # Ray's own pages, which would be on all addresses whatever the server listens on; ours is /metrics
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
 CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours
 
 
@@ -221,7 +225,8 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
     )  # short: it holds Unix sockets (107 bytes)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
     undo.callback(ray.shutdown, wait_for_processes=True)
-    with _handlers_kept(), haproxy.chosen(Path(folder), proxy) if proxy else contextlib.nullcontext():
+    environment = haproxy.environment(Path(folder), proxy) if proxy else {}
+    with _handlers_kept(), haproxy.environ({**environment, **NO_METRICS}):
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence

@@ -93,7 +93,7 @@ def test_a_token_guards_everything_but_whether_it_is_up(server: Server) -> None:
 
 
 def test_what_speaks_http_listens_on_this_machine_only(server: Server) -> None:
-    """HAProxy, its metrics and statistics, and the ingress replicas' own ports. (Ray's other ports want Ray's own token.)"""
+    """HAProxy, its metrics and statistics, the replicas' own ports, Ray's metrics. (Ray's other ports want Ray's token.)"""
     listening: dict[int, tuple[int, str]] = {}  # inode -> port, address
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
