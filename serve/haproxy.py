@@ -95,7 +95,7 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
     """A script that Ray Serve starts in place of HAProxy: it edits the configuration, and becomes HAProxy.
 
     Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
-    text, is a 503 in the one form of our errors.
+    text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, it ends with its parent.
     """
     edits = (
         f"s/bind :{metrics}$/bind 127.0.0.1:{metrics}/",
@@ -110,6 +110,7 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
             f'  if [ "$before" = -f ]; then sed -i {shlex.quote("; ".join(edits))} "$word"; fi',
             '  before="$word"',
             "done",
+            f'command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM {shlex.quote(program)} "$@"',
             f'exec {shlex.quote(program)} "$@"',
             "",
         ]
