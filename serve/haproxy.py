@@ -13,7 +13,7 @@ import shlex
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,9 +46,8 @@ def binary() -> str | None:
 
 
 @contextmanager
-def chosen(folder: Path, program: str) -> Iterator[None]:
-    """In this block, a Ray that is started has Ray Serve use the HAProxy at `program`, with all its files in `folder`."""
-    wanted = environment(folder, program)
+def environ(wanted: Mapping[str, str]) -> Iterator[None]:
+    """In this block, processes that are started find this in their environment."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -62,7 +61,10 @@ def chosen(folder: Path, program: str) -> Iterator[None]:
 
 
 def environment(folder: Path, program: str) -> dict[str, str]:
-    """What Ray's processes find in their environment. Writes the wrapper that keeps HAProxy's own ports on this machine."""
+    """What Ray's processes must find in their environment for Ray Serve to use this HAProxy, with all its files in `folder`.
+
+    Writes the wrapper that keeps HAProxy's own ports on this machine.
+    """
     files = folder / "haproxy"
     files.mkdir(parents=True, exist_ok=True)
     metrics, stats = free_ports(2)
@@ -93,7 +95,7 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
     """A script that Ray Serve starts in place of HAProxy: it edits the configuration, and becomes HAProxy.
 
     Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
-    text, is a 503 in the one form of our errors.
+    text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, it ends with its parent.
     """
     edits = (
         f"s/bind :{metrics}$/bind 127.0.0.1:{metrics}/",
@@ -108,6 +110,7 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
             f'  if [ "$before" = -f ]; then sed -i {shlex.quote("; ".join(edits))} "$word"; fi',
             '  before="$word"',
             "done",
+            f'command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM {shlex.quote(program)} "$@"',
             f'exec {shlex.quote(program)} "$@"',
             "",
         ]
