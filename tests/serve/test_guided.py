@@ -30,7 +30,9 @@ def pixels(width: int = 40, height: int = 36, seed: int = 0) -> Pixels:
     return np.asarray(painted(width, height, seed)).transpose(2, 0, 1).copy()
 
 
-def expected(translator: BatchTranslator, picture: Pixels, changes: dict[str, float], seed: int | None, **guide: object) -> Pixels:
+def expected(
+    translator: BatchTranslator, picture: Pixels, changes: dict[str, float], seed: int | None, **guide: object
+) -> Pixels:
     """What the pipeline makes of the picture alone."""
     pipeline = open_pipeline(str(translator.run.data.index).replace("/index", "/guided"))
     images = to_unit(torch.tensor(picture))[None]
@@ -48,7 +50,13 @@ def test_a_batch_of_unlike_wishes_is_what_the_pipeline_makes_of_each_alone(trans
     other = pixels(seed=9)
     asked: list[tuple[Job, Pixels]] = []
     for number, (changes, seed, strength) in enumerate(
-        [({BLOND: 1.0}, None, None), ({MALE: 0.0, BLOND: 0.25}, None, None), ({}, 4, None), ({YOUNG: 1.0}, 5, 0.5), ({}, None, 0.0)]
+        [
+            ({BLOND: 1.0}, None, None),
+            ({MALE: 0.0, BLOND: 0.25}, None, None),
+            ({}, 4, None),
+            ({YOUNG: 1.0}, 5, 0.5),
+            ({}, None, 0.0),
+        ]
     ):
         picture = pixels(38 + number % 2, 36, seed=number)  # 38 and 39 are padded alike
         job = Job(picture, "faces", None, seed, attributes=changes, strength=strength)
