@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_launch.py test_tune.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench docs clean
+.PHONY: help setup demo test test-slow test-holding check bench bench-serve docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: $(READY)  ## the tests, without the slow ones
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -q -m slow
 
+test-holding: $(READY)  ## load while replicas die, bundles are rolled out and indexes swapped: minutes   [RECOLLECT_HOLD_S=60]
+	$(BIN)/python -m pytest -q -s tests/serve/test_holding.py
+
 check: $(READY)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,6 +47,9 @@ check: $(READY)  ## ruff, mypy --strict, import contracts
 
 bench: $(READY)  ## speed of the step, the memory and the feed, as JSON and Markdown
 	$(BIN)/python -m benchmarks.speed
+
+bench-serve: $(READY)  ## the endpoint beside the bare pipeline and an empty deployment -> docs/results/serving.md
+	$(BIN)/python -m benchmarks.serve
 
 docs: $(READY)  ## check that the documentation's links and commands are real
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -13,7 +13,7 @@ import shlex
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,9 +46,8 @@ def binary() -> str | None:
 
 
 @contextmanager
-def chosen(folder: Path, program: str) -> Iterator[None]:
-    """In this block, a Ray that is started has Ray Serve use the HAProxy at `program`, with all its files in `folder`."""
-    wanted = environment(folder, program)
+def environ(wanted: Mapping[str, str]) -> Iterator[None]:
+    """In this block, processes that are started find this in their environment."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -62,7 +61,10 @@ def chosen(folder: Path, program: str) -> Iterator[None]:
 
 
 def environment(folder: Path, program: str) -> dict[str, str]:
-    """What Ray's processes find in their environment. Writes the wrapper that keeps HAProxy's own ports on this machine."""
+    """What Ray's processes must find in their environment for Ray Serve to use this HAProxy, with all its files in `folder`.
+
+    Writes the wrapper that keeps HAProxy's own ports on this machine.
+    """
     files = folder / "haproxy"
     files.mkdir(parents=True, exist_ok=True)
     metrics, stats = free_ports(2)

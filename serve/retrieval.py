@@ -31,6 +31,7 @@ from serve.metrics import Meter
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 ASK_S = 30.0  # a search that takes longer is given up
+TRIES = 20  # of a search whose parts are at versions that have none in common: a reader that was away for long
 GONE = "gone"  # instead of an answer: that version is no longer open here
 
 
@@ -254,19 +255,25 @@ class RemoteIndex:
 
     async def searched(self, queries: Vectors, k: int, where: Mapping[str, int], gone: Sequence[Collection[str]]) -> Matches:
         """`search`, for callers on the loop."""
-        version = ""
-        for _ in range(20):
-            calls = [_patiently(shard.search, queries, k, where, gone, version) for shard in self.shards]
-            hits = await asyncio.gather(*calls)
-            found = [_or_raise(hit) for hit in hits]
+        for _ in range(TRIES):
+            found = await self._found("", queries, k, where, gone)
             seen = {hit.version for hit in found if isinstance(hit, Hit)}
-            if len(seen) == 1 and len(found) == sum(isinstance(hit, Hit) for hit in found):
-                self.version = seen.pop()
-                return merged([hit.matches for hit in found], k) if len(found) > 1 else found[0].matches
-            # Parts are at different versions for a moment: ask all for the older one, which every part still has open.
-            version = "" if GONE in found else found[0].version
+            for version in seen if len(seen) > 1 else ():
+                # For a moment parts are at different versions. The older one is still open everywhere.
+                found = await self._found(version, queries, k, where, gone)
+                if GONE not in found:
+                    break
+            hits = [hit for hit in found if isinstance(hit, Hit)]
+            if len(hits) == len(self.shards) and len({hit.version for hit in hits}) == 1:
+                self.version = hits[0].version
+                return merged([hit.matches for hit in hits], k) if len(hits) > 1 else hits[0].matches
             await asyncio.sleep(0.05)
         raise RuntimeError("the parts of the index are at different versions")
+
+    async def _found(self, version: str, *question: Any) -> list[Hit | str]:
+        """What each part finds in a version. Raises ValueError for a question that is wrong."""
+        answers = await asyncio.gather(*[_patiently(shard.search, *question, version) for shard in self.shards])
+        return [_or_raise(answer) for answer in answers]
 
     def draw(
         self, k: int, seeds: Sequence[int], exclude: Sequence[str | Collection[str]] | None = None

@@ -35,6 +35,10 @@ from serve.guard import checked
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
+NO_METRICS = {  # Ray's own pages, which would be on all addresses whatever the server listens on; ours is /metrics
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
 CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours
 
 
@@ -45,6 +49,28 @@ class Running:
     url: str
     card: dict[str, Any]  # what GET /v1/model said
     undo: contextlib.ExitStack = field(repr=False)
+    args: Args
+    local: bool
+    token: str = field(repr=False)
+    logging: dict[str, Any] = field(repr=False)
+
+    def update(self, bundle: str | os.PathLike[str], within_s: float = 180.0, **options: Any) -> None:
+        """Serve another bundle, or the same with other arguments: replicas are replaced while requests are answered.
+
+        Args:
+            bundle: a path or URI.
+            within_s: how long it may take.
+            options: further fields of `serve.args.Args`; what is not given is as it was.
+
+        Raises ValueError for a bundle or index that does not open, before anything is changed; RuntimeError when the new replicas
+        do not come up: the old ones go on then.
+        """
+        kept = {name: value for name, value in self.args.model_dump().items() if name not in ("bundle", "device")}
+        args = _args(bundle, self.args.device, self.local, {**kept, **options})
+        target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=self.logging)
+        ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _wait_running(time.monotonic() + within_s, lambda: None)
+        self.args, self.card = args, _get(f"{self.url}/v1/model", self.token)
 
     def stop(self) -> None:
         """Finish the requests under way, and end every process that `start` started. May be called twice."""
@@ -114,7 +140,7 @@ def start(
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         url = f"http://{_visible(host if local else _head())}:{port}"
         _wait_ready(url, ready_within_s, check, token)
-        return Running(url, _get(f"{url}/v1/model", token), undo)
+        return Running(url, _get(f"{url}/v1/model", token), undo, args, local, token, logging)
     except BaseException:
         undo.close()
         raise
@@ -199,11 +225,11 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
     )  # short: it holds Unix sockets (107 bytes)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
     undo.callback(ray.shutdown, wait_for_processes=True)
-    with _handlers_kept(), haproxy.chosen(Path(folder), proxy) if proxy else contextlib.nullcontext():
+    environment = haproxy.environment(Path(folder), proxy) if proxy else {}
+    with _handlers_kept(), haproxy.environ({**environment, **NO_METRICS}):
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence
-            _node_ip_address="127.0.0.1",  # what Ray's processes say to each other is for nobody else
             include_dashboard=dashboard,
             dashboard_port=_free_port() if dashboard else None,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -268,19 +294,29 @@ def _get(url: str, token: str = "") -> dict[str, Any]:
 
 def _wait_ready(url: str, seconds: float, check: Callable[[], None], token: str) -> None:
     deadline, reason = time.monotonic() + seconds, ""
+    _wait_running(deadline, check)
+    while time.monotonic() < deadline:
+        check()
+        try:
+            _get(f"{url}/readyz", token)
+            return
+        except OSError as error:  # also the HTTP errors of urllib
+            reason = str(error)
+        time.sleep(0.2)
+    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s: {reason}")
+
+
+def _wait_running(deadline: float, check: Callable[[], None]) -> None:
+    """Until the application runs as it was deployed last. Raises RuntimeError when it cannot, or takes too long."""
     while time.monotonic() < deadline:
         check()
         application = ray.serve.status().applications[APPLICATION]
         if application.status == "DEPLOY_FAILED":
             raise RuntimeError(f"the server did not come up: {application.message}")
         if application.status == "RUNNING":
-            try:
-                _get(f"{url}/readyz", token)
-                return
-            except OSError as error:  # also the HTTP errors of urllib
-                reason = str(error)
+            return
         time.sleep(0.2)
-    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s; the application is {application.status} {reason}")
+    raise RuntimeError(f"the server did not come up in time; the application is {application.status} {application.message}")
 
 
 def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
@@ -296,11 +332,12 @@ def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 80
 def _welcome(running: Running) -> str:
     card = running.card
     target = card["domains"][-1]
+    sent = ' -H "Authorization: Bearer $RECOLLECT_TOKEN"' if running.token else ""
     return "\n".join(
         [
             f"{card['name']} ({card['method']}: {', '.join(card['domains'])}) is served at {running.url}",
             f"documentation: {running.url}/docs",
-            f"try: curl -f -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
+            f"try: curl -f{sent} -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
             "Ctrl-C stops it",
         ]
     )

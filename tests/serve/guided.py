@@ -41,7 +41,9 @@ def records(count: int, start: int = 0) -> list[Record]:
     return found
 
 
-def write_guided(root: Path, count: int = 40, indexed: int = 32, backend: str = "exact", fusion: str = "residual") -> Guided:
+def write_guided(
+    root: Path, count: int = 40, indexed: int = 32, backend: str = "exact", fusion: str = "residual", name: str = "guided"
+) -> Guided:
     """A store of `count` pictures, an index of the first `indexed` of them, and the bundle that was trained with it."""
     write_store(str(root / "store"), records(count), domains=DOMAINS.names, attributes=DOMAINS.attributes)
     model = {
@@ -59,7 +61,7 @@ def write_guided(root: Path, count: int = 40, indexed: int = 32, backend: str = 
         "embedding": {"widths": (8, 8, 8), "hidden": 16, "dim": 6, "dropout": 0.5},
     }
     data = {"domains": DOMAINS.names, "size": SIZE, "store": str(root / "store"), "index": str(root / "index")}
-    run = preset("rg_unit:tiny", data=data, model=model).model_copy(update={"name": "guided"})
+    run = preset("rg_unit:tiny", data=data, model=model).model_copy(update={"name": name})
     torch.manual_seed(5)
     net = RGUNIT(run.model, DOMAINS)
     assert net.fusion is not None
