@@ -32,9 +32,11 @@ export function slider(label, { min, max, step = 1, value, shown = String, chang
   const id = fresh("slider");
   const input = element("input", { type: "range", id, min, max, step });
   input.value = value; // after min and max, which it must obey
-  const output = element("output", { for: id }, shown(Number(input.value)));
+  const output = element("output", { for: id, "aria-hidden": "true" }); // the range itself says its value
+  const show = () => input.setAttribute("aria-valuetext", (output.textContent = shown(Number(input.value))));
+  show();
   input.addEventListener("input", () => {
-    output.textContent = shown(Number(input.value));
+    show();
     changed(Number(input.value));
   });
   return element("div", { className: "row" }, element("label", { htmlFor: id }, label), input, output);

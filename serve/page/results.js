@@ -114,7 +114,7 @@ export class Stage {
     Object.assign(canvas, { width, height });
     const image = new ImageData(width, height);
     indices.forEach((item, at) => image.data.set([...colours[item], only === null || only === item ? 255 : 0], 4 * at));
-    canvas.getContext("2d").putImageData(image, 0, 0);
+    canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
     // cells at the right and bottom may go beyond the picture
     canvas.style.width = `${(100 * width * cell) / this.answer.width}%`;
     canvas.style.height = `${(100 * height * cell) / this.answer.height}%`;
@@ -157,7 +157,7 @@ export class Stage {
     const canvas = $("overlay");
     Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
     canvas.style.width = canvas.style.height = "100%";
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(bitmap, 0, 0);
     bitmap.close();
     const image = context.getImageData(0, 0, canvas.width, canvas.height);

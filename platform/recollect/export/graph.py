@@ -141,8 +141,7 @@ def _neighbours(pipeline: Pipeline) -> int:
     model = pipeline.model
     if not isinstance(model, Guided):
         return 0
-    side = FEWEST_CELLS * model.stride
-    blank = torch.zeros(1, 3, side, side)
+    blank = torch.zeros(1, 3, 32 * model.stride, 32 * model.stride)
     with torch.no_grad():
         queries = model.look_up(blank, 0, 0, Guide())
     return 0 if queries is None else queries.k
