@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli_data import data, data_show
+from recollect.cli_features import features
 from recollect.cli_index import index
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.add_typer(features, name="features")
 
 Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
 Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]

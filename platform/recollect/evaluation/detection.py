@@ -182,6 +182,7 @@ def evaluate_detector(
         "kind": "method",
         "method": opened.run.model.name,
         "about": f"{steps_of(opened)} steps",
+        "seed": opened.run.seed,
         "source": "+".join(opened.run.data.domains),
         "target": "+".join(tested),
         "split": split,

@@ -130,6 +130,19 @@ _OF_CLASSIFIERS = (
         parts="attribute",
     ),
 )
+_OF_FEATURES = (
+    Metric(
+        "darkening",
+        True,
+        "share",
+        "features",
+        "how far darkened pictures of another domain are from the target, of how far these are as they are",
+        parts="pair of domains",
+    ),
+    Metric("domain_found", True, "share", "features", "of true pictures, those whose domain is named rightly"),
+    Metric("fid@features", False, "squared distance", "features", "Fréchet distance to real pictures, in own features"),
+    Metric("kid@features", False, "MMD²", "features", "kernel distance to real pictures, in own features, unbiased"),
+)
 _OF_RETRIEVERS = (
     Metric("p_at_10", True, "share", "embeddings", "of the ten nearest, those that agree with what was asked", parts="attribute"),
     Metric("p_at_10/attributes", True, "share", "embeddings", "mean of P@10 over the style attributes"),
@@ -166,7 +179,7 @@ def register(*metrics: Metric) -> None:
             )
 
 
-register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_RETRIEVERS, *_BY_PROTOCOL)
+register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_FEATURES, *_OF_RETRIEVERS, *_BY_PROTOCOL)
 
 
 def find_metric(name: str) -> Metric:

@@ -18,7 +18,7 @@ from torch import Tensor
 from recollect.config import Run, did_you_mean
 from recollect.data.schema import Record
 from recollect.data.store import Store
-from recollect.data.transforms import Sample, joint_crop, rasterise, to_uint8, to_unit
+from recollect.data.transforms import Sample, check_pictures, joint_crop, rasterise, to_uint8, to_unit
 from recollect.evaluation.features import feature_distance, pyramid
 from recollect.evaluation.grids import colour_items, picture_grid
 from recollect.evaluation.metrics import (
@@ -66,6 +66,16 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def translate(self, pipeline: Pipeline, chosen: Sequence[int], seeds: Sequence[int] | None = None) -> Tensor:
+        """Translations (n, 3, S, S) in [-1, 1], on the CPU, of the pictures of these numbers; with seeds by random styles.
+
+        Raises ValueError, naming the pictures, for translations that are no pictures.
+        """
+        images = to_unit(self.images[list(chosen)])
+        answer = pipeline(images, self.target, source=self.source, seeds=seeds).images.float().cpu()
+        check_pictures(answer, f"the translations of {', '.join(sorted({self.ids[case] for case in chosen}))}")
+        return answer
 
     def class_map(self, stride: int) -> Tensor | None:
         """The true class (B, S // stride, S // stride) of each cell, or None where nobody annotated the pictures."""
@@ -233,9 +243,8 @@ def judge(translations: Tensor, cases: Cases) -> Judgement:
 
 def translate_all(pipeline: Pipeline, cases: Cases) -> Tensor:
     """The deterministic translations (B, 3, S, S) in [0, 1] of all cases, on the CPU."""
-    batches = [
-        pipeline(to_unit(images), cases.target, source=cases.source).images.float().cpu() for images in _batches(cases.images)
-    ]
+    rows = range(len(cases))
+    batches = [cases.translate(pipeline, rows[start : start + BATCH]) for start in range(0, len(cases), BATCH)]
     return (torch.cat(batches) + 1) / 2
 
 
