@@ -14,7 +14,7 @@ import pandas as pd
 from pyarrow import fs
 
 from experiments.tables.jobs import Outcome, write_bytes
-from experiments.tables.numbers import Numbers, cell, signed, verdict, within
+from experiments.tables.numbers import verdict, within
 from experiments.tables.rows import Judging
 from experiments.tables.suites import Setting
 from experiments.tables.table import Arm, Bound, Claim, Table
@@ -22,6 +22,7 @@ from recollect.bundle import filesystem_of
 from recollect.evaluation.evaluate import KINDS
 from recollect.evaluation.grids import save_png
 from recollect.evaluation.metrics import find_metric
+from recollect.evaluation.numbers import Numbers, cell, signed
 from recollect.evaluation.statistics import Interval
 
 WIDE = 12  # parts of a metric side by side; more stand one below the other

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recollect.bundle import Bundle, open_bundle
-from recollect.config import find_method, resolve
+from recollect.config import Run, find_method, overlay, resolve
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
@@ -149,24 +151,26 @@ def _by_its_judge(
 def facts_of(opened: Bundle, store: Store, source: str, target: str, split: str, pictures: int) -> dict[str, Any]:
     """What the rows of a bundle say beside metric and value."""
     run = opened.run
-    method = {
-        "name": run.name,
-        "kind": "method",
-        "method": run.model.name,
-        "about": f"{steps_of(opened)} steps",
-        "seed": run.seed,
-    }
+    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
     where = {"source": source, "target": target, "split": split, "pictures": pictures}
-    return {**method, **where, "bundle": opened.digest, "data": store.digest}
+    return {**method, **where, "bundle": opened.digest, "data": store.digest, "seed": run.seed, "config": config_of(run)}
+
+
+def config_of(run: Run) -> str:
+    """What runs that differ in nothing but their seed have in common: a digest of the rest, without names and places."""
+    config = overlay(run, {"name": "", "seed": 0, "data.store": "", "data.index": "", "data.library": ""}).model_dump(mode="json")
+    if "parent" in config["model"]:  # each seed has parents of its own
+        config["model"]["parent"] = ""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _beside(about: dict[str, Any], row: baselines.Row) -> dict[str, Any]:
-    own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", "seed": NO_SEED}
+    own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", "seed": NO_SEED, "config": ""}
     return {**about, **own}
 
 
 def _judged(known: Results | None, about: dict[str, Any]) -> Results | None:
-    """What is known of these pictures of the bundle and of what stands beside it, where both are there; scores of suites apart."""
+    """What is known of these pictures of the bundle and of what stands beside it, where both are there; without scores."""
     if known is None:
         return None
     here = known.of({name: about[name] for name in ("source", "target", "split", "pictures", "data")})
@@ -268,13 +272,16 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     wide = table(frame)
     bounds = {side: _bounds(frame, side, wide) for side in ("low", "high")}
     first = frame.iloc[0]
+    scores = [column for column in wide.columns if column not in METRICS and is_whole(column)]
     where = first["source"] if first["source"] == first["target"] else f"{first['source']} to {first['target']}"
     title = f"{where}, {first['pictures']} {first['split']} pictures"
     families = _families(list(wide.columns))
     parts = [column for columns in families.values() for column in columns]
-    memory = [column for column in wide.columns if column not in parts and _needs_memory(column)]
+    memory = [column for column in wide.columns if column not in [*parts, *scores] and _needs_memory(column)]
     deciding = [column for column in wide.columns if column in METRICS and column not in memory]
     console.print(_rich(wide[deciding], title, bounds))
+    if scores:
+        console.print(_upright(wide[scores].dropna(how="all"), "scores by protocol", bounds))
     for family, columns in families.items():
         heading = f"{family} {find_metric(family).arrow} by {find_metric(family).parts}"
         console.print(_rich(wide[columns], heading, None) if len(columns) <= WIDE else _upright(wide[columns], heading))
@@ -293,14 +300,30 @@ def _families(columns: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _upright(wide: pd.DataFrame, title: str) -> Table:
+def is_whole(metric: str) -> bool:
+    """Whether a metric is one itself, or one measured by a protocol, and no part of one.
+
+    >>> is_whole("scene_error"), is_whole("fid_60@features:0a1b2c3d"), is_whole("cis_20x10@inception/exp")
+    (True, True, False)
+    """
+    if metric in METRICS:
+        return True
+    try:
+        return find_metric(metric).protocols and "/" not in metric
+    except ValueError:
+        return False
+
+
+def _upright(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | None = None) -> Table:
     """A table of many parts: one a row, and a column for each name."""
     shown = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     shown.add_column("")
     for _, name in wide.index:
         shown.add_column(name, justify="right")
     for column in wide.columns:
-        shown.add_row(column.rpartition("/")[2], *(_cell(value) for value in wide[column]))
+        name = f"{column} {find_metric(column).arrow}" if bounds else column.rpartition("/")[2]
+        ends = [bounds[side][column] for side in ("low", "high")] if bounds else []
+        shown.add_row(name, *(_cell(*own) for own in zip(wide[column], *ends, strict=True)))
     return shown
 
 

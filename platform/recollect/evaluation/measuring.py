@@ -71,7 +71,7 @@ def measure_suite(
     kept = nothing() if out is None or again else load(out)
     bench = Bench(request, tick=None if workers else progress.tick)  # everything that can be said against it is said first
     place = (request.store, request.split, request.pictures)
-    own = {"index": request.index, "library": request.library, "device": request.device}
+    own: dict[str, Any] = {"index": request.index, "library": request.library, "device": request.device}
     found = measure(bench.bundle, *place, progress=progress.now, known=kept, **own)
     count = int(found.rows["pictures"].max())
     about = facts_of(bench.bundle, bench.store, bench.source, bench.target, request.split, count)

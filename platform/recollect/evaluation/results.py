@@ -25,7 +25,7 @@ from recollect.evaluation.validate import Judgement
 
 KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
 COLUMNS = ["name", "kind", "method", "about", "seed", "source", "target", "split", "metric", "value", "low", "high", "pictures",
-           "bundle", "data", "features"]  # fmt: skip
+           "bundle", "data", "features", "config"]  # fmt: skip
 PICTURES = ["name", "kind", "seed", "source", "target", "split", "pictures", "bundle", "data", "metric", "picture", "value",
             "weight"]  # fmt: skip
 NO_SEED = -1  # of baselines
@@ -55,20 +55,12 @@ def nothing() -> Results:
 
 
 def by_picture(facts: Mapping[str, Any], judgement: Judgement, ids: Sequence[str]) -> pd.DataFrame:
-    """The values by picture of a judgement of the pictures with these ids; those that count nothing are left out."""
+    """The values by picture of a judgement of the pictures with these ids, and what each counts."""
     found = [pd.DataFrame(columns=PICTURES)]
     known = {name: facts[name] for name in PICTURES if name in facts}
     for metric, (values, weights) in judgement.by_picture.items():
-        frame = pd.DataFrame(
-            {
-                **known,
-                "metric": metric,
-                "picture": list(ids),
-                "value": values.double().numpy(),
-                "weight": weights.double().numpy(),
-            }
-        )
-        found.append(frame[frame["weight"] > 0])
+        numbers = {"value": values.double().numpy(), "weight": weights.double().numpy()}
+        found.append(pd.DataFrame({**known, "metric": metric, "picture": list(ids), **numbers}))
     full = [frame for frame in found if len(frame)]
     return pd.concat(full, ignore_index=True)[PICTURES] if full else found[0]
 
@@ -127,8 +119,9 @@ def _read(path: str, columns: list[str]) -> pd.DataFrame:
         frame: pd.DataFrame = pq.read_table(root, filesystem=filesystem).to_pandas()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no table of results: {error}") from None
-    if "seed" in columns and "seed" not in frame.columns:
-        frame["seed"] = NO_SEED  # from before rows had one
+    for name, before in (("seed", NO_SEED), ("config", "")):  # from before rows had them
+        if name in columns and name not in frame.columns:
+            frame[name] = before
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ValueError(f"{path} is no table of results: it lacks the column {missing[0]!r}; give another --out")
