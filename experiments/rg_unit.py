@@ -213,14 +213,14 @@ with each other and with nothing published. Neighbours are training pictures."""
 
     def judge(self, bundle: str, cases: Queries | Translations) -> Judgement:
         from recollect.bundle import open_bundle
-        from recollect.evaluation.attributes import check_neighbours, judge_pipeline
+        from recollect.evaluation.attributes import check_neighbours
         from recollect.training.engine import pick_device
 
         opened = open_bundle(bundle)
         if isinstance(cases, Queries):
             model: Any = opened.build().to(pick_device(opened.run.engine.device))
             return cases.judge.judgement(model)
-        pipeline = _pipeline(bundle)
+        pipeline = pipeline_of(bundle)
         check_neighbours(pipeline, "test", opened.run.data.index)
         return _both(judge_pipeline(pipeline, cases.flips), cases.by_classifier(pipeline).judgement)
 
@@ -231,13 +231,12 @@ with each other and with nothing published. Neighbours are training pictures."""
         if isinstance(cases, Queries):
             model: Any = open_bundle(bundles.get(reference, list(bundles.values())[-1])).build()
             return cases.judge.grid(model, SHOWN)
-        return _flips_shown(cases.flips, bundles, reference)
+        return flips_shown(cases.flips, bundles, reference)
 
 
-def _pipeline(bundle: str) -> Pipeline:
+def pipeline_of(bundle: str) -> Pipeline:
     """The bundle, with what finds its neighbours, on the device that it was trained for."""
     from recollect.bundle import open_bundle
-    from recollect.retrieval.guided import open_pipeline
     from recollect.training.engine import pick_device
 
     opened = open_bundle(bundle)
@@ -261,7 +260,7 @@ class _Asking:
         return (HAIR,)
 
 
-def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor:
+def flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor:
     """Input | what is wanted | every arm | the true one | the first neighbours that guided the reference, where some did."""
     import torch
 
@@ -277,11 +276,11 @@ def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: s
         "wanted": [named(cases.names, flip.wanted, cases.groups) for flip in chosen],
     }
     for arm, bundle in bundles.items():
-        drawn = translate_to(_pipeline(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
+        drawn = translate_to(pipeline_of(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
         columns[arm] = (drawn * 255).round().to(torch.uint8)
     if cases.renders is not None:
         columns["true"] = torch.stack([cases.renders[flip.picture][flip.answers[0]] for flip in chosen])
-    found = _neighbours(_pipeline(bundles[reference]), cases, chosen) if reference in bundles else None
+    found = _neighbours(pipeline_of(bundles[reference]), cases, chosen) if reference in bundles else None
     for place in range(0 if found is None else min(NEIGHBOURS, found.shape[1])):
         columns[f"neighbour {place + 1} of {reference}"] = found[:, place]  # type: ignore[index]  # there is something to count
     return picture_grid(columns)

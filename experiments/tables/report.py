@@ -69,6 +69,8 @@ def _setting(place: str, table: Table, numbers: Numbers, setting: Setting) -> li
     if main and reference is not None and others:
         rows = [[name, *(_shown(numbers.difference(own, name, reference, m)) for m in main)] for name in others]
         parts += [f"### Paired differences from {reference}", _markdown(["", *map(_head, main)], rows)]
+    if table.more is not None:
+        parts.append(table.more(numbers, own))
     picture = f"{place}-{own}.png"
     if _is_file(picture):
         parts.append(f"![{setting.title}]({picture.rpartition('/')[2]})")

@@ -216,10 +216,15 @@ def spread_rows(length: int, count: int) -> list[int]:
     return [row * length // count for row in range(count)]
 
 
-def _pictures(store: Store, ids: Sequence[str], cut: Cut) -> Tensor:
-    """Pictures (N, 3, size, size) in [0, 1]."""
+def pictures_of(store: Store, ids: Sequence[str], cut: Cut) -> Tensor:
+    """Pictures (N, 3, size, size) uint8, cut at the centre."""
     samples = [joint_crop(record, cut.size, cut.short_side, classes=store.domains.classes) for record in store.records(ids)]
-    return torch.stack([sample.image.as_subclass(Tensor) for sample in samples]).float() / 255
+    return torch.stack([sample.image.as_subclass(Tensor) for sample in samples])
+
+
+def _pictures(store: Store, ids: Sequence[str], cut: Cut) -> Tensor:
+    """The same in [0, 1]."""
+    return pictures_of(store, ids, cut).float() / 255
 
 
 def _described(describe: Describe, images: Tensor) -> Tensor:
