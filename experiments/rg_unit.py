@@ -213,7 +213,7 @@ with each other and with nothing published. Neighbours are training pictures."""
 
     def judge(self, bundle: str, cases: Queries | Translations) -> Judgement:
         from recollect.bundle import open_bundle
-        from recollect.evaluation.attributes import check_neighbours
+        from recollect.evaluation.attributes import check_neighbours, judge_pipeline
         from recollect.training.engine import pick_device
 
         opened = open_bundle(bundle)
@@ -237,6 +237,7 @@ with each other and with nothing published. Neighbours are training pictures."""
 def pipeline_of(bundle: str) -> Pipeline:
     """The bundle, with what finds its neighbours, on the device that it was trained for."""
     from recollect.bundle import open_bundle
+    from recollect.retrieval.guided import open_pipeline
     from recollect.training.engine import pick_device
 
     opened = open_bundle(bundle)

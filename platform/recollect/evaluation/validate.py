@@ -356,7 +356,7 @@ class Validator:
         return {**values, "objective": self.objective(values)}
 
     def objective(self, values: dict[str, float]) -> float:
-        """The metric to steer by. Of a distance between sets: losing the content costs up to ten times it, or the input's if larger.
+        """The metric to steer by. Of distances between sets, losing the content costs up to ten times the value or the input's.
 
         The input's own distance is what makes it hold: a generator that shows real pictures of other places has a distance of
         almost nothing, and ten times that is still nothing.
