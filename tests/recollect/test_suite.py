@@ -25,7 +25,7 @@ from recollect.evaluation.frechet import Stack, fid
 from recollect.evaluation.measuring import measure_suite
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.own_features import OwnDistance, OwnFeatures
-from recollect.evaluation.results import KEY, beside, load, save
+from recollect.evaluation.results import KEY, Results, beside, load, save
 from recollect.evaluation.suite import Bench, Request
 from recollect.evaluation.validate import Validator, gather, translate_all
 from recollect.pipeline import Pipeline
@@ -40,7 +40,7 @@ Call = Callable[..., tuple[int, str, str]]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store, features trained on it that pass the test, and two seeds of a translator that has learnt nothing."""
     folder = tmp_path_factory.mktemp("suite")
-    build_streets(folder / "store", size=32, train=40, val=16, test=20, references=2)
+    build_streets(folder / "store", size=32, train=40, val=16, test=16, references=1)
     uri = str(folder / "store")
     data = {"store": uri, "domains": DOMAINS, "size": 32}
     engine = {"steps": 120, "batch_size": 4, "threads": 1, "device": "cpu"}
@@ -52,6 +52,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = preset("munit:tiny", name=name, seed=seed, data=data, model={"width": width, "critic_width": 8})
         write(folder / name, run, domains_of(run, store), build(run, domains_of(run, store)).state_dict(), parents={"data": "x"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def measured(place: Path) -> Path:
+    """A table of results with two seeds of a translator by a suite that takes moments, and another translator without one."""
+    out = place / "measured.parquet"
+    with pytest.MonkeyPatch.context() as patched:
+        moments(patched)
+        patched.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        for name in ("one-0", "one-1"):
+            measure_suite(request(place, name), out=out)
+        save(out, measure(place / "wide", place / "store"))
+    return out
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +91,13 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite that takes moments."""
-    monkeypatch.setitem(suites.INCEPTION_PROTOCOLS, "moments", Sampling(4, 3))
-    monkeypatch.setitem(LPIPS_PROTOCOLS, "moments", Pairing(4, 3, "all"))
-    monkeypatch.setitem(suites.SUITES, "moments", ("moments", "moments"))
+    moments(monkeypatch)
+
+
+def moments(patched: pytest.MonkeyPatch) -> None:
+    patched.setitem(suites.INCEPTION_PROTOCOLS, "moments", Sampling(4, 3))
+    patched.setitem(LPIPS_PROTOCOLS, "moments", Pairing(4, 3, "all"))
+    patched.setitem(suites.SUITES, "moments", ("moments", "moments"))
 
 
 def request(place: Path, name: str = "one-0", **changes: object) -> Request:
@@ -88,73 +105,78 @@ def request(place: Path, name: str = "one-0", **changes: object) -> Request:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def test_a_suite_is_what_its_parts_are(place: Path, small: None, tmp_path: Path) -> None:
-    found, left_out = measure_suite(request(place), out=tmp_path / "results.parquet")
+def test_a_suite_is_what_its_parts_are(place: Path, measured: Path) -> None:
+    kept = load(measured)
     own = OwnFeatures(place / "features", target="night")
-    values = found.rows[found.rows["kind"] == "method"].set_index("metric")["value"]
-    assert not left_out and own.classes == 3 or own.classes > 1
+    rows = kept.rows[kept.rows["name"] == "one-0"]
+    values = rows.set_index("metric")["value"]
+    assert own.classes > 1 and own.questions == ("",)
     cases = gather(Store.open(place / "store"), DOMAINS, "test", 32)
     fakes = Stack(translate_all(Pipeline.open(place / "one-0"), cases) * 2 - 1)
-    (expected,) = fid(Stack(cases.targets), fakes, own, 20).judgement.values.items()
-    assert expected[0] == f"fid_20@{own.name}" and values[expected[0]] == pytest.approx(expected[1], rel=1e-5)
-    assert {f"kid_20@{own.name}", f"cis_4x3@{own.name}", f"is_4x3@{own.name}/exp", f"lpips_4x3all@{own.name}"} <= set(
+    (expected,) = fid(Stack(cases.targets), fakes, own, 16).judgement.values.items()
+    assert expected[0] == f"fid_16@{own.name}" and values[expected[0]] == pytest.approx(expected[1], rel=1e-5)
+    assert {f"kid_16@{own.name}", f"cis_4x3@{own.name}", f"is_4x3@{own.name}/exp", f"lpips_4x3all@{own.name}"} <= set(
         values.index
     )
     assert values[f"is_4x3@{own.name}"] >= values[f"cis_4x3@{own.name}"] >= 0
     assert {"scene_error", "content_kept", "feature_distance@pyramid"} <= set(values.index)
-    scores = found.rows[found.rows["metric"].str.contains(own.name)]
-    assert set(scores["features"]) == {own.digest} and set(found.rows["data"]) == {Store.open(place / "store").digest}
-    kept = load(tmp_path / "results.parquet")
-    pd.testing.assert_frame_equal(kept.rows.sort_values(KEY, ignore_index=True), found.rows.sort_values(KEY, ignore_index=True))
+    scores = rows[rows["metric"].str.contains(own.name)]
+    assert set(scores["features"]) == {own.digest} and set(kept.rows["data"]) == {Store.open(place / "store").digest}
     assert {"content_kept", f"cis_4x3@{own.name}", f"lpips_4x3all@{own.name}"} <= set(kept.pictures["metric"])
+    assert not kept.rows.duplicated(KEY).any()
 
 
-def test_what_is_there_is_not_measured_again(place: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between two scores, it goes on behind the last; under other digests, or --again, all is measured."""
-    out, measured = tmp_path / "results.parquet", list[str]()
-    plain = Bench.measure
+class Told:
+    """Notes what is said of the progress."""
 
-    def counting(bench: Bench, metric: str, *ranks: object) -> object:
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        measured.append(metric)
-        return plain(bench, metric)
+    def __init__(self) -> None:
+        self.said, self.ticks = list[str](), 0
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Bench, "measure", counting)
-        with pytest.raises(KeyboardInterrupt):
-            measure_suite(request(place), out=out)
-    half = load(out)
-    assert len(measured) == 2 and set(measured) <= set(half.rows["metric"])
-    told: list[str] = []
+    def begin(self, total: int) -> None:
+        self.said.append(str(total))
 
-    class Told:
-        def begin(self, total: int) -> None:
-            told.append(str(total))
+    def now(self, what: str) -> None:
+        self.said.append(what)
 
-        def now(self, what: str) -> None:
-            told.append(what)
+    def tick(self, translations: int) -> None:
+        self.ticks += translations
 
-        def tick(self, translations: int) -> None: ...
+    def scores(self) -> int:
+        return len([one for one in self.said if "@features" in one])
 
-    whole, _ = measure_suite(request(place), out=out, progress=Told())
-    assert told[0] == "20 pictures from sunny to night were judged before"
-    assert not set(measured) & set(told) and len([one for one in told if one.startswith(("cis", "lpips"))]) == 2
-    told.clear()
-    again, _ = measure_suite(request(place), out=out, progress=Told())
-    assert told == ["20 pictures from sunny to night were judged before", "0"]
-    pd.testing.assert_frame_equal(again.rows.sort_values(KEY, ignore_index=True), whole.rows.sort_values(KEY, ignore_index=True))
-    told.clear()
-    measure_suite(request(place), out=out, progress=Told(), again=True)
-    assert len([one for one in told if "@features" in one]) == 4
-    measure_suite(request(place, "one-1"), out=out, progress=Told())
-    assert len([one for one in told if "@features" in one]) == 8
+
+def test_what_is_there_is_not_measured_again(place: Path, measured: Path, small: None, tmp_path: Path) -> None:
+    """Killed between two scores, it goes on behind the last; under other digests, or when asked to, all is measured."""
+    out, whole = tmp_path / "results.parquet", load(measured)
+    scored = whole.rows["features"].str.len() == 64
+    name = next(metric for metric in whole.rows["metric"] if metric.startswith("kid_"))
+    killed = whole.rows[~scored | (whole.rows["metric"] <= name)]  # it had measured is, cis, fid and kid
+    save(out, Results(killed, whole.pictures[whole.pictures["metric"].isin(killed["metric"])]))
+    told = Told()
+    found, _ = measure_suite(request(place), out=out, progress=told)
+    assert told.said[:2] == ["16 pictures from sunny to night were judged before", "12"] and told.scores() == 1
+    assert told.said[2].startswith("lpips_") and told.ticks == 12
+    expected = whole.rows[(whole.rows["name"] == "one-0") | (whole.rows["kind"] != "method")]
+    one, other = (rows.sort_values(KEY, ignore_index=True) for rows in (found.rows, expected))
+    pd.testing.assert_frame_equal(one[other.columns], other)
+    told = Told()
+    measure_suite(request(place), out=out, progress=told)
+    assert told.said == ["16 pictures from sunny to night were judged before", "0"]
+    told = Told()
+    measure_suite(request(place), out=out, progress=told, again=True)
+    assert told.scores() == 4
+    blank = open_bundle(place / "features").build()
+    store, run = Store.open(place / "store"), open_bundle(place / "features").run
+    write(place / "other", overlay(run, {"name": "other"}), domains_of(run, store), blank.state_dict())
+    told = Told()
+    measure_suite(request(place, features=str(place / "other")), out=out, progress=told)
+    assert told.scores() == 4
 
 
 def test_what_cannot_be_measured_is_named_before_anything_is(place: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there is no suite 'mguti'; did you mean 'mguit'"):
         Bench(request(place, suite="mguti"))
-    with pytest.raises(ValueError, match="munit needs 100 inputs, and there are 20; gather more pictures"):
+    with pytest.raises(ValueError, match="munit needs 100 inputs, and there are 16; gather more pictures"):
         Bench(request(place, suite="mguit"))
     with pytest.raises(ValueError, match="neither a bundle .* nor a published network .*inception"):
         Bench(request(place, features=str(place / "nowhere")))
@@ -219,50 +241,47 @@ def test_own_distance_is_zero_for_equals_and_grows_with_difference(place: Path) 
     assert found[0] == pytest.approx(0, abs=1e-9) and 0 < found[1] < found[2] < 4
 
 
-def test_seeds_are_one_column_and_differences_are_paired(place: Path, small: None, tmp_path: Path, call: Call) -> None:
-    out = tmp_path / "results.parquet"
-    for name in ("one-0", "one-1"):
-        measure_suite(request(place, name), out=out)
-    words = ["--results", out, "--markdown", tmp_path / "page.md", "--parquet", tmp_path / "compared.parquet"]
+def test_seeds_are_one_column_and_differences_are_paired(place: Path, measured: Path, tmp_path: Path, call: Call) -> None:
+    words = ["--results", measured, "--markdown", tmp_path / "page.md", "--parquet", tmp_path / "compared.parquet"]
     code, said, error = call("compare", place / "one-0", place / "one-1", place / "wide", *words)
     assert code == 0, error
-    assert "one (2 seeds)" in said and "paired differences from one" in said and "translating 20 pictures" in error
+    assert "one (2 seeds)" in said and "paired differences from one" in said and "were judged before" in error
     found = pd.read_parquet(tmp_path / "compared.parquet").set_index(["metric", "name"])
-    by_hand = load(out)
-    kept = by_hand.pictures[by_hand.pictures["metric"] == "content_kept"].pivot_table(
-        index="picture", columns="name", values="value"
-    )
+    by_hand = load(measured).pictures
+    kept = by_hand[by_hand["metric"] == "content_kept"].pivot_table(index="picture", columns="name", values="value")
     expected = (kept["wide"] - kept["one-0"]).mean()  # of the seed that both have
     assert found.loc[("content_kept", "wide"), "difference_value"] == pytest.approx(expected, abs=1e-9)
     low, high = found.loc[("content_kept", "wide"), ["difference_low", "difference_high"]]
     assert low < expected < high
     assert found.loc[("content_kept", "one"), "value"] == pytest.approx(kept[["one-0", "one-1"]].mean().mean())
-    score = next(metric for metric, _ in found.index if metric.startswith("fid_20"))
+    score = next(metric for metric, _ in found.index if metric.startswith("fid_16"))
     assert (score, "wide") not in found.index and found.loc[(score, "one"), "seeds"] == 2
     page = (tmp_path / "page.md").read_text()
     assert "# Comparison" in page and "| content_kept ↑ |" in page and "the input itself" in page
-    assert call("compare", "one-0", "wide", "--results", out)[0] == 0
-    code, _, error = call("compare", "one-0", "wdie", "--results", out)
+    assert call("compare", "one-0", "wide", "--results", measured)[0] == 0
+    code, _, error = call("compare", "one-0", "wdie", "--results", measured)
     assert code == 2 and "did you mean 'wide'" in error
-    assert call("compare", "one-0", "--results", out)[0] == 2
+    assert call("compare", "one-0", "--results", measured)[0] == 2
 
 
-def test_what_was_measured_on_other_pictures_is_not_compared(place: Path, tmp_path: Path) -> None:
-    whole = measure(place / "one-0", place / "store")
-    part = measure(place / "wide", place / "store", pictures=6)
-    with pytest.raises(ValueError, match=r"one-0 was measured on sunny to night, 20 test pictures of .*no other of these"):
-        compare(whole + part, ["one-0", "wide"])
-    sections = compare(whole + measure(place / "wide", place / "store"), ["wide", "one-0"], parts=True)
+def test_what_was_measured_on_other_pictures_is_not_compared(place: Path, measured: Path, tmp_path: Path) -> None:
+    whole = load(measured)
+    part = whole.rows.assign(pictures=whole.rows["pictures"].where(whole.rows["name"] != "wide", 6))
+    with pytest.raises(ValueError, match=r"one-0 was measured on sunny to night, 16 test pictures of .*no other of these"):
+        compare(Results(part, whole.pictures), ["one-0", "wide"])
+    sections = compare(whole, ["wide", "one-0"], parts=True)
     assert any(name == "scene_error/car" for name in sections[0].metrics) and sections[0].reference == "wide"
     assert len(frame(sections)) and "* where" in markdown(sections)
 
 
-def test_the_commands_say_what_they_did(place: Path, small: None, tmp_path: Path, call: Call) -> None:
+def test_the_commands_say_what_they_did(place: Path, measured: Path, small: None, tmp_path: Path, call: Call) -> None:
     out = tmp_path / "results.parquet"
     words = ["--suite", "moments", "--features", place / "features", "--out", out]
-    code, said, error = call("evaluate", place / "one-0", *words)
-    assert code == 0 and "scores by protocol" in said and f"rows in {out}" in said and "measuring fid_20@features" in error
-    assert Path(beside(out)).exists()
+    save(out, load(measured))
+    code, said, error = call("evaluate", place / "one-0", *words, "--again")
+    assert code == 0, error
+    assert "scores by protocol" in said and "measuring fid_16@features" in error
+    assert said.replace("\n", "").endswith(f"rows in {out}") and Path(beside(out)).exists()
     code, _, error = call("evaluate", place / "one-0", *words, "--domain", "night")
     assert code == 2 and "leave --suite out" in error
     code, said, _ = call("features", "test", place / "features", "--store", place / "store")
@@ -277,7 +296,7 @@ def test_the_commands_say_what_they_did(place: Path, small: None, tmp_path: Path
 def test_every_metric_says_what_it_needs_and_costs() -> None:
     for metric in METRICS.values():
         assert metric.unit and metric.needs and metric.cost and metric.about and metric.arrow in "↑↓"
-    assert find_metric("fid_20@features:0a1b2c3d/Male").name == "fid"
+    assert find_metric("fid_16@features:0a1b2c3d/Male").name == "fid"
 
 
 def test_a_run_can_be_steered_by_a_score(place: Path) -> None:
@@ -304,12 +323,12 @@ def test_a_run_can_be_steered_by_a_score(place: Path) -> None:
 
 
 def test_translations_into_attributes_have_a_distance_for_each(small: None, tmp_path: Path) -> None:
-    build_faces(tmp_path / "store", size=32, train=48, val=4, test=12)
+    build_faces(tmp_path / "store", size=32, train=160, val=4, test=12)
     store = Store.open(tmp_path / "store")
     run = preset("gmm_unit:tiny", name="faces", data={"store": store.uri, "domains": ("faces",), "size": 32})
     run = overlay(run, {"model.width": 8, "model.critic_width": 8})
     write(tmp_path / "faces", run, domains_of(run, store), build(run, domains_of(run, store)).state_dict())
-    engine = {"steps": 60, "batch_size": 8, "threads": 1, "device": "cpu"}
+    engine = {"steps": 120, "batch_size": 16, "threads": 1, "device": "cpu"}
     data = {"store": store.uri, "domains": ("faces",), "size": 32}
     features = preset("features:tiny", data=data, model={"width": 8, "features": 16}, engine=engine)
     train_instrument(features, str(tmp_path / "features"), "features", lambda text: None)

@@ -23,7 +23,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, Protocol
 
 import torch
@@ -116,14 +115,17 @@ def examine(describe: Describe, store: Store, target: str, other: str, cut: Cut,
     reference, true, strange = (_pictures(store, spread(ids, count), cut) for ids in (own, held, others))
     aim = float(reference.mean()) if other else HALF * float(strange.mean())
     features = [_described(describe, images) for images in (reference, true, in_brightness(strange, aim))]
-    far = _described(describe, strange) if other else None
-    distance = _by_attributes(describe, store, target, cut, pictures) if far is None else frechet_of(features[0], far)
+    held_out = frechet_of(features[0], features[1])
+    if other:
+        far = frechet_of(features[0], _described(describe, strange))
+    else:
+        far = held_out + _between_attributes(describe, store, target, cut, pictures)
     return Darkening(
         target=target,
         other=other or "pictures without an attribute",
-        held_out=frechet_of(features[0], features[1]),
+        held_out=held_out,
         darkened=frechet_of(features[0], features[2]),
-        other_distance=distance,
+        other_distance=far,
         spread=_spread(features[0], features[1]),
         pictures=count,
     )
@@ -193,22 +195,29 @@ def _spread(reference: Tensor, held_out: Tensor) -> float:
     return float(torch.tensor(found, dtype=torch.double).std())
 
 
-def _by_attributes(describe: Describe, store: Store, domain: str, cut: Cut, pictures: int) -> float:
-    """The distance between pictures with an attribute and without it, the median over those attributes that tell enough."""
-    ids = spread(store.ids(cut.split, domain), 4 * pictures)
-    names, table = store.domains.attributes, store.attributes(ids)[1] if store.domains.attributes else None
-    if table is None:
+def _between_attributes(describe: Describe, store: Store, domain: str, cut: Cut, pictures: int) -> float:
+    """How much farther held-out pictures without an attribute are from training pictures with it than held-out ones with it are.
+
+    The largest over those attributes of which there are pictures enough: what the features tell best.
+    """
+    names = store.domains.attributes
+    if not names:
         raise ValueError(f"{store.uri} has one domain and no attributes: there is nothing between which pictures are translated")
-    features = _described(describe, _pictures(store, ids, cut))
+    sides = []
+    for split in ("train", cut.split):
+        ids = spread(store.ids(split, domain), 4 * pictures)
+        sides.append((_described(describe, _pictures(store, ids, cut)), torch.from_numpy(store.attributes(ids)[1])))
     found = []
     for index in range(len(names)):
-        sides = [features[torch.from_numpy(table[:, index] == value)] for value in (1.0, 0.0)]
-        count = min(pictures, *map(len, sides))
+        (train, known), (held, said) = ((features, table[:, index]) for features, table in sides)
+        sets = [train[known == 1], held[said == 1], held[said == 0]]
+        count = min(pictures, *map(len, sets))
         if count >= FEWEST:
-            found.append(frechet_of(*(side[spread_rows(len(side), count)] for side in sides)))
+            reference, same, other = (rows[spread_rows(len(rows), count)] for rows in sets)
+            found.append(frechet_of(reference, other) - frechet_of(reference, same))
     if not found:
         raise ValueError(f"no attribute of {store.uri} tells {FEWEST} {cut.split} pictures from as many others")
-    return median(found)
+    return max(found)
 
 
 def spread_rows(length: int, count: int) -> list[int]:

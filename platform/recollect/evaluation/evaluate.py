@@ -322,7 +322,7 @@ def _upright(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | N
         shown.add_column(name, justify="right")
     for column in wide.columns:
         name = f"{column} {find_metric(column).arrow}" if bounds else column.rpartition("/")[2]
-        ends = [bounds[side][column] for side in ("low", "high")] if bounds else []
+        ends = [bounds[side].loc[wide.index, column] for side in ("low", "high")] if bounds else []
         shown.add_row(name, *(_cell(*own) for own in zip(wide[column], *ends, strict=True)))
     return shown
 
