@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,7 +83,7 @@ def _tested(which: str, store: str, split: str) -> bool:
     extractor = open_extractor(features_named(which))
     data = None if which in PUBLISHED else open_bundle(which).run.data
     cut = Cut(size=data.size if data else 64, short_side=data.short_side if data else None, split=split)
-    names = opened.domains.names
+    names = data.domains if data and set(data.domains) <= set(opened.domains.names) else opened.domains.names
     pairs = [(one, other) for one in names for other in names if one != other] or [(names[0], "")]
     found = [examine(extractor.describe, opened, target, other, cut) for target, other in pairs]
     _show(extractor.name, found)
@@ -106,4 +107,4 @@ def _show(name: str, found: list[Darkening]) -> None:
     for one in found:
         numbers = [short(value) for value in (one.held_out, one.spread, one.darkened, one.other_distance, one.share)]
         shown.add_row(one.target, one.other, *numbers, "passed" if one.passed else "[bold red]FAILED[/bold red]")
-    Console().print(shown)
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
