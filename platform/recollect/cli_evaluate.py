@@ -87,6 +87,7 @@ def compare(
     workers: Workers = 0,
     address: Address = "local",
     parts: Annotated[bool, typer.Option("--parts", help="Also by region, attribute, class.")] = False,
+    beside: Annotated[bool, typer.Option("--beside", help="Also all baselines, and the ceiling.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write the page to this file.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the numbers to this file.")] = None,
 ) -> None:
@@ -114,7 +115,7 @@ def compare(
             save(results, measure(place, where, split, pictures, lambda text: print(text, file=sys.stderr), known=load(results)))
 
     chosen = [comparing.as_digest(word, evaluated) for word in bundles]
-    sections = comparing.compare(load(results), chosen, parts)
+    sections = comparing.compare(load(results), chosen, parts, beside)
     for section in sections:
         for title, rows in comparing.tables(section):
             _print(title, rows)
@@ -217,9 +218,11 @@ def _print(title: str, rows: list[list[str]], left: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(f"[italic]{title}[/italic]", highlight=False)
+    shown = Table(header_style="bold", show_edge=False, pad_edge=False)
     for place, head in enumerate(rows[0]):
         shown.add_column(head, justify="left" if left or not place else "right", overflow="fold", no_wrap=not place)
     for row in rows[1:]:
         shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(shown, highlight=False)
+    console.print(shown, highlight=False)

@@ -32,6 +32,7 @@ def train(
     recollect features train runs/photos engine.steps=2000 --out runs/photo-features
     """
     from recollect.bundle import open_bundle
+    from recollect.data.store import Store
     from recollect.training.session import train_instrument
 
     run = _run(store, list(changes or []))
@@ -42,7 +43,8 @@ def train(
         found = open_bundle(out)
     if found.run.model.name != "features" or found.run.data.store != run.data.store:
         raise ValueError(f"{out} holds {found.run.model.name!r} trained on {found.run.data.store}; choose another --out")
-    passed = _tested(out, store, "val")
+    held_out = next((split for split in ("val", "test") if any(Store.open(store).manifest.counts.get(split, {}).values())), "val")
+    passed = _tested(out, store, held_out)
     print(f"bundle: {out}\nnext:   recollect evaluate BUNDLE --suite quick --features {out}")
     raise typer.Exit(0 if passed else 1)
 

@@ -38,8 +38,8 @@ def tampered(images: Tensor, draws: Draws, slots: Sequence[int], name: str = "ta
     """Pictures (B, 3, H, W) in [-1, 1], each tampered with by the draws of its slot: two of three in their colours.
 
     darker: times .08 to .7; lighter: the same of its negative; gamma: to the power of .3 to .65 or 1.6 to 4; flatter: contrast
-    times .2 to .6 around a level; mixed: channels exchanged, more or less saturated, by channel stronger or weaker; blurred: means
-    of 3 x 3 to 7 x 7; coarse: of half or a quarter of the resolution; noisy: deviation .04 to .2.
+    times .2 to .6 around a level; mixed: channels exchanged, more or less saturated, by channel stronger or weaker; blurred:
+    means of 3 x 3 to 7 x 7; coarse: of half or a quarter of the resolution; noisy: deviation .04 to .2.
     """
     found = []
     for image, slot in zip(images, slots, strict=True):

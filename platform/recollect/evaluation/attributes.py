@@ -285,6 +285,11 @@ class AttributeJudge:
 
     def _resolve(self, name: str) -> str:
         measured = WITH_TRUTH if self.truth else WITHOUT
+        if self.run.evaluation.features:
+            raise ValueError(
+                "evaluation.features is for translators between domains; one that is told attributes is steered by "
+                f"{', '.join(measured)}, and judged by scores with `recollect evaluate --suite`"
+            )
         if name == "auto":
             return measured[0]
         if name not in measured:

@@ -22,6 +22,7 @@ from recollect.evaluation.numbers import Numbers, cell, signed
 from recollect.evaluation.results import NO_SEED, Results
 from recollect.evaluation.statistics import Interval
 
+NOTHING = "the input itself"
 SETTING = ["data", "source", "target", "split", "pictures"]
 
 
@@ -42,13 +43,14 @@ class Section:
         return list(dict.fromkeys(metric for metric, _ in self.values))
 
 
-def compare(results: Results, chosen: Sequence[str], parts: bool = False) -> list[Section]:
+def compare(results: Results, chosen: Sequence[str], parts: bool = False, beside: bool = False) -> list[Section]:
     """The chosen bundles in every setting that the first of them was measured in.
 
     Args:
         results: what was measured.
         chosen: digests of bundles (or how they begin), and names of runs.
         parts: also the parts of metrics (regions, attributes).
+        beside: also all baselines and ceilings; else doing nothing alone.
 
     Raises ValueError for what is not in the results, and where nothing was measured of two of them in one setting.
     """
@@ -61,7 +63,7 @@ def compare(results: Results, chosen: Sequence[str], parts: bool = False) -> lis
         here = results.of({name: where[name] for name in SETTING})
         own = here.rows[here.rows["bundle"].isin(bundles) | (here.rows["kind"] != "method")]
         if own.loc[own["kind"] == "method", "bundle"].map(labels).nunique() > 1:
-            found.append(_section(Results(own, here.pictures), labels, where, parts))
+            found.append(_section(Results(own, here.pictures), labels, where, parts, beside))
     if not found:
         there = "; ".join(dict.fromkeys(_title(row) for _, row in first.iterrows()))
         raise ValueError(
@@ -113,7 +115,7 @@ def _common(names: Sequence[str]) -> str:
     return names[0] if len(set(names)) == 1 else re.sub(r"[-_ ]*(seed)?[-_ ]*$", "", os.path.commonprefix(list(names)))
 
 
-def _section(here: Results, labels: dict[str, str], where: pd.Series[str], parts: bool) -> Section:
+def _section(here: Results, labels: dict[str, str], where: pd.Series[str], parts: bool, beside: bool) -> Section:
     title = _title(where)
     frames = [
         frame.assign(setting=title, arm=frame["bundle"].map(labels).fillna(frame["name"])) for frame in (here.rows, here.pictures)
@@ -121,7 +123,7 @@ def _section(here: Results, labels: dict[str, str], where: pd.Series[str], parts
     numbers = Numbers(Results(*frames))
     order = list(dict.fromkeys(labels.values()))
     arms = sorted(numbers.names(title, "method"), key=order.index)
-    others = [name for kind in KINDS[1:] for name in numbers.names(title, kind)]
+    others = [name for kind in KINDS[1:] for name in numbers.names(title, kind) if beside or name == NOTHING]
     main, families, memory = numbers.metrics(title)
     metrics = [*main, *(part for own in families.values() for part in own if parts), *memory]
     values: dict[tuple[str, str], Interval] = {}

@@ -152,7 +152,7 @@ _OF_ATTRIBUTES = (  # of translators into attributes, by the attribute that was 
     ),
 )
 _OF_INPUTS = tuple(
-    replace(metric, name=f"{metric.name}@input", about=f"{metric.about}, of the input: doing nothing")
+    replace(metric, name=f"{metric.name}@input", about=f"{metric.about}, of the input: doing nothing", cost="nothing")
     for metric in (*_LISTED, *_OF_ATTRIBUTES)
     if metric.name in ("content_kept", "feature_distance@pyramid") or metric in _OF_ATTRIBUTES
 )
@@ -249,6 +249,13 @@ _BY_PROTOCOL = (  # recollect.evaluation.diversity and recollect.evaluation.frec
     ),
 )
 _PROTOCOL = re.compile(r"_\d+(?:[vx]\d+(?:all|of\d+)?)?(?:_\d+x\d+)?(?:@.+)?")  # 1000, 200v50, 100x19, 100x10all, 500_50x100
+COSTS = {  # what most metrics of a group take, where it is not a translation of every picture
+    **{metric.name: "an embedding a picture" for metric in _OF_RETRIEVERS},
+    **{name: "a classification a picture" for name in ("accuracy", "majority")},
+    **{name: "a translation a picture, and its classification" for name in ("accuracy@classifier", "fid@classifier")},
+    **{name: "features of 200 pictures a domain" for name in ("darkening", "domain_found")},
+    "class_found": "a read a picture",
+}
 METRICS: dict[str, Metric] = {}
 
 
@@ -265,7 +272,8 @@ def register(*metrics: Metric) -> None:
             )
 
 
-register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_FEATURES, *_OF_RETRIEVERS, *_BY_PROTOCOL)
+_EVERY = (*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_FEATURES, *_OF_RETRIEVERS, *_BY_PROTOCOL)
+register(*(replace(metric, cost=COSTS.get(metric.name, metric.cost)) for metric in _EVERY))
 
 
 def find_metric(name: str) -> Metric:
