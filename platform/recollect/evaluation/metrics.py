@@ -251,9 +251,9 @@ _BY_PROTOCOL = (  # recollect.evaluation.diversity and recollect.evaluation.frec
 _PROTOCOL = re.compile(r"_\d+(?:[vx]\d+(?:all|of\d+)?)?(?:_\d+x\d+)?(?:@.+)?")  # 1000, 200v50, 100x19, 100x10all, 500_50x100
 COSTS = {  # what most metrics of a group take, where it is not a translation of every picture
     **{metric.name: "an embedding a picture" for metric in _OF_RETRIEVERS},
-    **{name: "a classification a picture" for name in ("accuracy", "majority")},
-    **{name: "a translation a picture, and its classification" for name in ("accuracy@classifier", "fid@classifier")},
-    **{name: "features of 200 pictures a domain" for name in ("darkening", "domain_found")},
+    **dict.fromkeys(("accuracy", "majority"), "a classification a picture"),
+    **dict.fromkeys(("accuracy@classifier", "fid@classifier"), "a translation a picture, and its classification"),
+    **dict.fromkeys(("darkening", "domain_found"), "features of 200 pictures a domain"),
     "class_found": "a read a picture",
 }
 METRICS: dict[str, Metric] = {}

@@ -106,7 +106,7 @@ class Bench:
             raise ValueError(f"{request.bundle} holds {self.run.model.name!r}; suites are of what translates pictures")
         self.pipeline = watched(open_pipeline(self.bundle, request.device, index=request.index, library=request.library), tick)
         self.left_out: dict[str, str] = {}  # what is not measured, and why
-        if issubclass(find_method(self.run.model.name), Translator) and isinstance(self.pipeline.model, AttributeWise):
+        if isinstance(self.pipeline.model, AttributeWise):
             self.asked, self.sets = self._by_attribute()
             self.source = self.target = "+".join(self.run.data.domains)
         else:
@@ -133,11 +133,16 @@ class Bench:
         return Asked.at_random(pictures), sets
 
     def _features(self) -> Extractor:
+        """The features, once they have passed the darkening test wherever pictures are translated to."""
         request, data = self.request, self.run.data
-        source, target = ("", "") if self.source == self.target else (self.source, self.target)
+        pairs = [(self.target, self.source)]
+        if self.source == self.target:  # into attributes, which may be the domains
+            pairs = [(one, other) for one in data.domains for other in data.domains if one != other] or [(data.domains[0], "")]
+        target = self.target if self.target != self.source else ""
         found = open_extractor(features_named(request.features, request.download), request.device, "--features", target)
         cut = Cut(size=data.size, short_side=data.short_side, split=request.split)
-        check(found, self.store, target or data.domains[0], source, cut)
+        for one, other in pairs:
+            check(found, self.store, one, other, cut)
         return found
 
     def _scores(self) -> list[Score]:
