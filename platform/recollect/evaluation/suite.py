@@ -39,7 +39,7 @@ from recollect.evaluation.diversity import (
     protocol_of,
 )
 from recollect.evaluation.extractors import Extractor, features_named, open_extractor, open_lpips
-from recollect.evaluation.frechet import Measurement, PictureSet, Stack, fid, kid, set_name
+from recollect.evaluation.frechet import Measurement, PictureSet, Stack, fid_and_kid, set_name
 from recollect.evaluation.own_features import OwnDistance, OwnFeatures
 from recollect.evaluation.validate import Judgement, gather
 from recollect.pipeline import Pipeline
@@ -52,6 +52,7 @@ SUITES: dict[str, tuple[str, str]] = {  # the protocol of is and cis, and that o
     "mguit": ("munit", "munit"),
     "rg_unit": ("munit", "rg_unit"),
 }
+FEWEST_OF_A_SET = 8
 Tick = Callable[[int], object]
 
 
@@ -152,11 +153,14 @@ class Bench:
     def _distances(self) -> list[Score]:
         sets, features = self.sets, self.features
         count = min(min(len(real), len(fake)) for real, fake in sets.values())
-        translations = sum(count for _ in sets)
-        return [
-            Score(set_name(kind.__name__, count, count, features), translations, _of_sets(kind, sets, features, count))
-            for kind in (fid, kid)
-        ]
+        if count < FEWEST_OF_A_SET:
+            few = min(sets, key=lambda name: min(map(len, sets[name])))
+            real, fake = map(len, sets[few])
+            raise ValueError(
+                f"too few pictures for a distance between sets: {real} real ones{f' with {few}' if few else ''} and {fake} "
+                f"translations; it takes {FEWEST_OF_A_SET} of each"
+            )
+        return [Score(set_name("fid", count, count, features), count * len(sets), _of_sets(sets, features, count))]
 
     def _inception(self, protocol: str) -> list[Score]:
         sampling = protocol_of(protocol, INCEPTION_PROTOCOLS)
@@ -227,19 +231,19 @@ class Lazily:
         return cut(self.store, [self.ids[row] for row in rows], self.run).float() / 127.5 - 1
 
 
-def _of_sets(
-    kind: Callable[..., Measurement], sets: dict[str, tuple[PictureSet, PictureSet]], features: Extractor, count: int
-) -> Callable[[Ranks], Measurement]:
-    """The distance of one pair of sets, or the mean over several with each one's as a part."""
+def _of_sets(sets: dict[str, tuple[PictureSet, PictureSet]], features: Extractor, count: int) -> Callable[[Ranks], Measurement]:
+    """FID and KID of one pair of sets, or their means over several, with each one's as a part."""
 
     def measure(ranks: Ranks) -> Measurement:
-        found = {name: kind(real, fake, features, count, ranks=ranks) for name, (real, fake) in sets.items()}
+        found = {name: fid_and_kid(real, fake, features, count, ranks) for name, (real, fake) in sets.items()}
         first = next(iter(found.values()))
         if list(found) == [""]:
             return first
-        (metric,) = first.judgement.values
-        parts = {f"{metric}/{name}": own.judgement.values[metric] for name, own in found.items()}
-        return Measurement(Judgement({metric: sum(parts.values()) / len(parts), **parts}, {}), first.about)
+        values: dict[str, float] = {}
+        for metric in first.judgement.values:
+            parts = {f"{metric}/{name}": own.judgement.values[metric] for name, own in found.items()}
+            values |= {metric: sum(parts.values()) / len(parts), **parts}
+        return Measurement(Judgement(values, {}), first.about)
 
     return measure
 
