@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli_data import data, data_show
+from recollect.cli_evaluate import Index, Library, compare, evaluate, metrics
 from recollect.cli_export import export
+from recollect.cli_features import features
 from recollect.cli_index import index
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.add_typer(features, name="features")
+
 app.command("export")(export)
 
-Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
 Also = Annotated[
     list[str] | None, typer.Option(metavar="NAME=BUNDLE", help="A further model that requests choose by `model` (repeat).")
 ]
@@ -35,7 +38,6 @@ ServeSettings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="An argument of serve/config.yaml, as in replicas=2 (repeat)."),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")]
-Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
 
 
@@ -201,33 +203,9 @@ def search(
     raise typer.Exit(code)
 
 
-@app.command()
-def evaluate(
-    bundle: Annotated[str, typer.Argument(help="A bundle.")],
-    store: Annotated[str, typer.Option(help="An image store; default: the one it was trained on.")] = "",
-    split: str = "test",
-    pictures: Annotated[int | None, typer.Option(help="At most so many pictures.")] = None,
-    domain: Annotated[list[str] | None, typer.Option(help="A detector: judge it in this domain (repeat).")] = None,
-    index: Index = "",
-    library: Library = "",
-    out: Annotated[Path | None, typer.Option(help="Append the rows to this Parquet table.")] = None,
-) -> None:
-    """Judge a translator beside its baselines, a retriever, a classifier, or a detector.
-
-    recollect evaluate runs/first/best --out runs/results.parquet\n
-    recollect evaluate runs/sunny-detector/best --domain night\n
-    recollect evaluate runs/guided/best --index runs/faces-index --library s3://bucket/faces
-    """
-    from recollect.bundle import open_bundle
-    from recollect.evaluation.evaluate import append, show
-    from recollect.evaluation.evaluate import evaluate as judge
-
-    where = store or open_bundle(bundle).run.data.store
-    frame = judge(bundle, where, split=split, pictures=pictures, domains=domain, index=index, library=library)
-    show(frame)
-    if out is not None:
-        append(out, frame)
-        print(f"rows appended to {out}")
+app.command()(evaluate)
+app.command()(compare)
+app.command()(metrics)
 
 
 @app.command()

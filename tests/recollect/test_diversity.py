@@ -34,7 +34,7 @@ from recollect.evaluation.diversity import (
     sample_seed,
 )
 from recollect.evaluation.extractors import Extractor, Lpips, lpips_net
-from recollect.evaluation.frechet import Stack, fid, kid
+from recollect.evaluation.frechet import Stack, fid, fid_and_kid, kid
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.validate import Cases
 from recollect.pipeline import Pipeline
@@ -254,13 +254,20 @@ def test_lpips_diversity_is_the_mean_over_pairs(protocol: Pairing, name: str, pa
 
 def test_the_protocols_are_the_papers() -> None:
     pairs = {name: pairing.choose(torch.Generator().manual_seed(0)) for name, pairing in LPIPS_PROTOCOLS.items()}
-    assert {name: len(chosen) for name, chosen in pairs.items()} == {"munit": 19, "stargan_v2": 45, "rg_unit": 45, "msgan": 50}
+    assert {name: len(chosen) for name, chosen in pairs.items()} == {
+        "quick": 45,
+        "munit": 19,
+        "stargan_v2": 45,
+        "rg_unit": 45,
+        "msgan": 50,
+    }
     assert len(set(pairs["munit"].flatten().tolist())) == 38, "disjoint"
     for chosen in pairs.values():
         assert len(set(map(tuple, chosen.tolist()))) == len(chosen) and bool((chosen[:, 0] < chosen[:, 1]).all())
     other = LPIPS_PROTOCOLS["msgan"].choose(torch.Generator().manual_seed(1))
     assert not torch.equal(other, pairs["msgan"])
     named = {name: (pairing.inputs, pairing.protocol) for name, pairing in LPIPS_PROTOCOLS.items()}
+    assert named.pop("quick") == (20, "10all")  # ours
     assert named == {"munit": (100, "19"), "stargan_v2": (None, "10all"), "rg_unit": (100, "10all"), "msgan": (None, "50of50")}
     assert {"munit": Sampling(100, 100), "quick": Sampling(20, 10)} == INCEPTION_PROTOCOLS
 
@@ -309,6 +316,7 @@ def everything(ranks: Ranks, forget: bool) -> dict[str, float]:
     found += [lpips_diversity(pipeline, cases, squeeze(), pairing, ranks=ranks) for pairing in (Pairing(3, 4, 3), Pairing(1, 2))]
     real, fake = Stack(cases_of(90).images), Translations(pipeline, cases, samples=12)
     found += [fid(real, fake, colours, ranks=ranks), kid(real, fake, colours, 80, subsets=5, size=20, ranks=ranks)]
+    found += [fid_and_kid(real, fake, colours, 70, ranks=ranks)]
     if not forget:  # a batch each, so the second rank has none; it would have nothing to compute with
         found += [fid(Stack(real.images[:30]), Stack(real.images[30:40]), colours, ranks=ranks)]
     values = {name: value for measured in found for name, value in measured.judgement.values.items()}
