@@ -15,6 +15,7 @@ import typer
 
 from recollect.cli_data import data, data_show
 from recollect.cli_index import index
+from recollect.cli_look import report
 
 if TYPE_CHECKING:
     from recollect.config import Run
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.command()(report)
 
 Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
 Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]

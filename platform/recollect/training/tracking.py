@@ -15,6 +15,8 @@ from recollect.evaluation.grids import save_png
 
 logger = logging.getLogger("recollect")
 
+SAMPLES = 48  # grids of a run: a hundred kilobytes each, and every checkpoint on Ray copies them
+
 
 class Tracker:
     """Writes `metrics.jsonl`, `tensorboard/` and `samples/` into a run's directory. Only rank 0 has one.
@@ -24,19 +26,31 @@ class Tracker:
         steps: the run's last step, for the time to go.
         start: the step training starts from; rows after it are dropped (they will be computed again).
         history: the rows up to `start`.
+        devices: how many processes train together, each on a device of its own.
     """
 
-    def __init__(self, directory: Path, steps: int, start: int = 0, history: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, directory: Path, steps: int, start: int = 0, history: list[dict[str, Any]] | None = None, devices: int = 1
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.directory, self.steps, self.history = directory, steps, list(history or [])
+        self.directory, self.steps, self.devices, self.history = directory, steps, devices, list(history or [])
         self._path = directory / "metrics.jsonl"
         self._path.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self._board = _tensorboard(directory / "tensorboard", start)
         self._begin, self._start = time.monotonic(), start
+        self._hours = max((float(row.get("device_hours", 0.0)) for row in self.history), default=0.0)
+        for step, file in self._samples().items():
+            if step > start:  # it will be drawn again
+                file.unlink()
 
     def losses(self, step: int, terms: Mapping[str, float], rate: float, pictures: float) -> None:
-        """One interval's mean terms, learning rate and pictures per second."""
-        self._row(step, {**{f"loss/{name}": value for name, value in terms.items()}, "rate": rate, "images_per_s": pictures})
+        """One interval's mean terms, learning rate and pictures per second; with them what the run has cost so far.
+
+        `device_hours` are the hours of all devices since the run began, over all its resumptions, evaluation included.
+        """
+        hours = self._hours + (time.monotonic() - self._begin) * self.devices / 3600
+        facts = {"rate": rate, "images_per_s": pictures, "device_hours": hours}
+        self._row(step, {**{f"loss/{name}": value for name, value in terms.items()}, **facts})
         done = step - self._start
         left = (time.monotonic() - self._begin) / max(done, 1) * (self.steps - step)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
@@ -49,12 +63,20 @@ class Tracker:
         logger.info("step %d/%d  validation: %s", step, self.steps, shown)
 
     def pictures(self, step: int, grid: Tensor) -> None:
-        """A sample grid (3, H, W) uint8."""
+        """A sample grid (3, H, W) uint8. At most SAMPLES are kept: then every second of the older ones goes, the first stays."""
         folder = self.directory / "samples"
         folder.mkdir(exist_ok=True)
         save_png(grid, folder / f"step-{step:06d}.png")
+        kept = list(self._samples().values())
+        if len(kept) > SAMPLES:
+            for file in kept[1:-1:2]:
+                file.unlink()
         if self._board is not None:
             self._board.add_image("samples", grid, step)
+
+    def _samples(self) -> dict[int, Path]:
+        """The sample grids that there are, by step."""
+        return dict(sorted((int(file.stem[5:]), file) for file in (self.directory / "samples").glob("step-*.png")))
 
     def close(self) -> None:
         """Flush TensorBoard."""
