@@ -250,8 +250,8 @@ def _report(out: Path, store: Store, objective: str) -> Path:
 def _serve(bundle: Path, store: Store, run: Run, out: Path, arguments: argparse.Namespace) -> None:
     import httpx
 
-    from recollect.cluster import free_port
     from recollect.config import resolve
+    from recollect.ports import free_port
 
     start = resolve("serve.run:start")  # by name: recipes and the endpoint stand side by side, and neither imports the other
     source, target = run.direction()
@@ -302,7 +302,7 @@ def _summary(out: Path, report: Path, frame: pd.DataFrame, clock: Clock, memory:
         "served picture": out / "served.png",
     }.items():
         print(f"   {label:15} {path}")
-    print(f"   look inside     tensorboard --logdir {out}    optuna-dashboard {out}/search/study.journal")
+    print(f"   look inside     recollect board {out}")
     return code
 
 

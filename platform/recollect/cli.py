@@ -15,7 +15,7 @@ import typer
 
 from recollect.cli_data import data, data_show
 from recollect.cli_index import index
-from recollect.cli_look import report
+from recollect.cli_look import board, report
 
 if TYPE_CHECKING:
     from recollect.config import Run
@@ -24,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
 app.command()(report)
+app.command()(board)
 
 Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
 Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]

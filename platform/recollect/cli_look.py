@@ -25,7 +25,9 @@ def report(
     rows: Annotated[int, typer.Option(help="Pictures of a grid.")] = 6,
     price_per_hour: Annotated[float | None, typer.Option(help="Of one device; adds what the runs cost.")] = None,
     index: Annotated[str, typer.Option(help="Where neighbours are found; default: the index a run was trained with.")] = "",
-    library: Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")] = "",
+    library: Annotated[
+        str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")
+    ] = "",
     device: str = "cpu",
 ) -> None:
     """Write one self-contained HTML page about runs and searches: pictures, tables, curves, memories, trials, cost.
@@ -51,3 +53,18 @@ def report(
         progress=lambda text: print(text, file=sys.stderr),
     )
     print(page)
+
+
+def board(
+    storage: Annotated[str, typer.Argument(help="A folder of runs, a search's storage, or both.")] = "runs",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TensorBoard's; studies take those after it. 0: free ones.")] = 0,
+) -> None:
+    """TensorBoard on the runs and optuna-dashboard on the studies of a folder, until Ctrl-C.
+
+    recollect board runs\n
+    recollect board runs/search --port 6006
+    """
+    from recollect.board import run_boards
+
+    run_boards(storage, host=host, port=port, say=lambda text: print(text, flush=True))

@@ -92,7 +92,9 @@ def overlay(curves: Sequence[Curve | None]) -> str:
             dot = f'<circle class="dot" cx="{x}" cy="{y}" r="2"/>'
         return behind + line("line", curve, curve.smoothed()) + dot
 
-    lines = "".join(f'<g class="c{place % GROUPS}">{drawn(curve)}</g>' if len(curves) > 1 else drawn(curve) for place, curve in shown)
+    lines = "".join(
+        f'<g class="c{place % GROUPS}">{drawn(curve)}</g>' if len(curves) > 1 else drawn(curve) for place, curve in shown
+    )
     count = sum(len(curve.values) for _, curve in shown)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{count} values by step">'

@@ -348,9 +348,7 @@ class _Loop:
         self.trainer, self.directory, self.judge, self.report, self.parents = trainer, directory, judge, report, parents
         engine = trainer.run.engine
         self.main = trainer.ranks.rank == 0
-        self.tracker = (
-            Tracker(directory, engine.steps, trainer.step, history, devices=trainer.ranks.world) if self.main else None
-        )
+        self.tracker = Tracker(directory, engine.steps, trainer.step, history, devices=trainer.ranks.world) if self.main else None
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # by term: a phase may not run at every step
         self.pictures, self.since = 0, time.monotonic()

@@ -63,14 +63,15 @@ class Tracker:
         logger.info("step %d/%d  validation: %s", step, self.steps, shown)
 
     def pictures(self, step: int, grid: Tensor) -> None:
-        """A sample grid (3, H, W) uint8. At most SAMPLES are kept: then every second of the older ones goes, the first stays."""
+        """A sample grid (3, H, W) uint8. At most SAMPLES are kept, spread over the run: the first, the last, and between them."""
         folder = self.directory / "samples"
         folder.mkdir(exist_ok=True)
         save_png(grid, folder / f"step-{step:06d}.png")
-        kept = list(self._samples().values())
+        kept = self._samples()
         if len(kept) > SAMPLES:
-            for file in kept[1:-1:2]:
-                file.unlink()
+            steps = list(kept)
+            densest = min(range(1, len(steps) - 1), key=lambda place: steps[place + 1] - steps[place - 1])
+            kept[steps[densest]].unlink()
         if self._board is not None:
             self._board.add_image("samples", grid, step)
 

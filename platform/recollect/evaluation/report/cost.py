@@ -12,8 +12,8 @@ from recollect.evaluation.report.html import Section, heading, plain_table, said
 from recollect.evaluation.report.sources import Source, Trials
 
 ABOUT = (
-    "Seconds a step and pictures a second are medians over the logged intervals, without evaluation. Device hours are the time of "
-    "all devices (a device is a GPU, or a process on the CPU) from the first step to the last log, with evaluation and "
+    "Seconds a step and pictures a second are medians over the logged intervals, without evaluation. Device hours are the time "
+    "of all devices (a device is a GPU, or a process on the CPU) from the first step to the last log, with evaluation and "
     "checkpoints; what a kill threw away is not in them."
 )
 ESTIMATED = "* Runs from before device hours were logged: steps times seconds a step on one device, without evaluation."

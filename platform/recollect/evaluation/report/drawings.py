@@ -65,7 +65,10 @@ def dot_rows(rows: Sequence[Row], width: int = 760) -> str:
     drawn = ""
     for step in range(5):
         value = low + (high - low) * step / 4
-        drawn += _rule(at(value), 4, base) + f'<text x="{at(value):.1f}" y="{base + 12:.1f}" text-anchor="middle">{number(value)}</text>'
+        drawn += (
+            _rule(at(value), 4, base)
+            + f'<text x="{at(value):.1f}" y="{base + 12:.1f}" text-anchor="middle">{number(value)}</text>'
+        )
     for place, row in enumerate(rows):
         top = 6 + line * place
         drawn += f'<text x="0" y="{top + line / 2 + 3:.1f}">{escape(_cut(row.label, left - 8))}</text>'
@@ -73,13 +76,16 @@ def dot_rows(rows: Sequence[Row], width: int = 760) -> str:
             said = f"<title>{escape(f'{mark.name}: {number(mark.value)}')}</title>"
             x = at(mark.value)
             if mark.run is None:
-                drawn += f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 3:.1f}" y2="{top + line - 3:.1f}">{said}</line>'
+                drawn += (
+                    f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 3:.1f}" y2="{top + line - 3:.1f}">{said}</line>'
+                )
                 continue
             y = top + line * (mark.run + 1) / (runs + 1)
             whisker = ""
             if math.isfinite(mark.low) and math.isfinite(mark.high):
                 whisker = f'<line class="whisker" x1="{at(mark.low):.1f}" x2="{at(mark.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            drawn += f'<g class="{series(mark.run)}">{whisker}<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.2">{said}</circle></g>'
+            dot = f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.2">{said}</circle>'
+            drawn += f'<g class="{series(mark.run)}">{whisker}{dot}</g>'
     return f'<svg viewBox="0 0 {width} {base + 18:.0f}" role="img" aria-label="{len(rows)} values with intervals">{drawn}</svg>'
 
 
@@ -99,7 +105,7 @@ def bars(rows: Sequence[tuple[str, float, str]], width: int = 520) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of parallel coordinates: the value of every trial (None: it has none), as a place from 0 to 1, and its ends in words."""
+    """An axis of parallel coordinates: a place from 0 to 1 for every trial (None: it has none), and some in words."""
 
     name: str
     places: tuple[float | None, ...]
@@ -154,7 +160,8 @@ def parallel(axes: Sequence[Axis], shades: Sequence[float], top: int | None) -> 
             y = head + (1 - at) * height
             drawn += f'<text class="over" x="{x + 4}" y="{y + 3:.1f}">{escape(_cut(words, 70))}</text>'
     size = f'viewBox="0 0 {width} {head + height + foot}"'
-    return f'<svg {size} style="min-width:{min(width, 900)}px" role="img" aria-label="{len(shades)} trials over {len(axes)} axes">{drawn}</svg>'
+    label = f"{len(shades)} trials over {len(axes)} axes"
+    return f'<svg {size} style="min-width:{min(width, 900)}px" role="img" aria-label="{label}">{drawn}</svg>'
 
 
 def _two_lines(name: str, width: float) -> list[str]:
@@ -181,7 +188,9 @@ def front(xs: Sequence[float], ys: Sequence[float], ahead: Sequence[bool], names
     drawn = f'<line class="grid" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>'
     drawn += _rule(left, top, height - bottom)
     best = sorted((i for i in range(len(xs)) if ahead[i]), key=lambda i: xs[i])
-    drawn += f'<polyline class="line even" points="{" ".join(f"{px[i]:.1f},{py[i]:.1f}" for i in best)}"/>' if len(best) > 1 else ""
+    drawn += (
+        f'<polyline class="line even" points="{" ".join(f"{px[i]:.1f},{py[i]:.1f}" for i in best)}"/>' if len(best) > 1 else ""
+    )
     for i in sorted(range(len(xs)), key=lambda i: ahead[i]):
         kind = 'class="dot" r="5"' if ahead[i] else 'class="ring" r="4"'
         said = escape(f"{names[i]}: {number(xs[i])}, {number(ys[i])}")

@@ -162,20 +162,14 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
 
 
-def plain_table(frame: pd.DataFrame, marked: Mapping[tuple[int, str], str] | None = None) -> str:
-    """A frame as it is; its index is shown where it is no plain count.
-
-    Args:
-        marked: classes of cells by row number and column.
-    """
+def plain_table(frame: pd.DataFrame) -> str:
+    """A frame as it is; its index is shown where it is no plain count."""
     index = not isinstance(frame.index, pd.RangeIndex)
     head = "".join(f"<th>{escape(str(name))}</th>" for name in ([frame.index.name or ""] if index else []) + list(frame.columns))
     body = ""
-    for row, (place, values) in enumerate(frame.iterrows()):
-        cells = [(escape(text_of(value)), (marked or {}).get((row, name), "")) for name, value in values.items()]
-        cells = [(escape(text_of(place)), "")] * index + cells
-        body += f"<tr><th>{cells[0][0]}</th>"
-        body += "".join(f'<td class="{of}">{cell}</td>' if of else f"<td>{cell}</td>" for cell, of in cells[1:]) + "</tr>"
+    for place, values in frame.iterrows():
+        cells = [escape(text_of(value)) for value in ([place] if index else []) + list(values)]
+        body += f"<tr><th>{cells[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
     return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

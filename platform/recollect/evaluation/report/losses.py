@@ -7,11 +7,11 @@ from typing import Any
 
 from recollect.evaluation.curves import Curve, all_log, number, overlay
 from recollect.evaluation.metrics import METRICS
-from recollect.evaluation.report.html import Section, card, charts, folded, key, known, labelled, said
+from recollect.evaluation.report.html import Section, card, charts, folded, key, known, labelled, plural, said
 from recollect.evaluation.report.sources import Source
 
 ABOUT = {
-    "Losses": "Unweighted terms by step: a running mean strong, of one run every logged value faint behind it. Log scales are marked.",
+    "Losses": "Unweighted terms by step: running means; of a single run with every logged value behind. Log scales are marked.",
     "Validation": "What the validation split said during training; the objective is what the best weights were chosen by.",
     "Memory over time": "How the memory fared: how alike a class's items are, how many are dead, and how it is read.",
 }
@@ -25,15 +25,22 @@ def sections(runs: Sequence[Source]) -> list[Section]:
         groups[_group(name)].append(name)
     groups["Validation"].sort(key=_rank)
     names = key([run.name for run in runs])
+    histories = [run.history for run in runs]
     found = []
     for heading, logged in groups.items():
-        histories = [run.history for run in runs]
-        drawn = [text for name in logged if (text := _card(name, histories))]
-        content = charts(drawn)
-        if heading == "Other curves":
-            content = folded(f"{len(drawn)} curves", content)
-        found.append(Section(heading, f"{said(ABOUT.get(heading, ''))}{names}{content}" if drawn else ""))
+        wholes = [text for name in logged if not _is_part(name) if (text := _card(name, histories))]
+        parts = [text for name in logged if _is_part(name) if (text := _card(name, histories))]
+        if not wholes or heading == "Other curves":
+            wholes, parts = [], wholes + parts
+        words = f"{plural(len(parts), 'curve')} more" if wholes else plural(len(parts), "curve")
+        content = charts(wholes) + folded(words, charts(parts))
+        found.append(Section(heading, f"{said(ABOUT.get(heading, ''))}{names}{content}" if content else ""))
     return found
+
+
+def _is_part(name: str) -> bool:
+    """Whether it is one of a metric's parts, by region or class or attribute."""
+    return "/" in name and not name.startswith("loss/") and name not in METRICS
 
 
 def _group(name: str) -> str:
@@ -59,7 +66,10 @@ def _card(name: str, histories: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     if not there:
         return ""
     log = ", log scale" if all_log(there) else ""
-    fact = f"{number(there[0].values[-1])} at step {there[0].steps[-1]}" if len(curves) == 1 else ", ".join(
-        "–" if curve is None else number(curve.values[-1]) for curve in curves[:4]
-    ) + (" …" if len(curves) > 4 else "") + " at the end"  # fmt: skip
+    last = [curve.values[-1] for curve in there]
+    fact = (
+        f"{number(last[0])} at step {there[0].steps[-1]}"
+        if len(there) == 1
+        else f"{number(min(last))} to {number(max(last))} at the end"
+    )
     return card(labelled(name.removeprefix("loss/")), fact + log, overlay(curves))

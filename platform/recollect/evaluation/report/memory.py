@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from recollect.evaluation.memory.report import Panel
 from recollect.evaluation.report.html import card, charts, heading, picture, plain_table, said
 

@@ -93,7 +93,7 @@ def _glossary(columns: Iterable[str], frame: pd.DataFrame | None) -> str:
 
 
 def _wide_table(wide: pd.DataFrame, frame: pd.DataFrame) -> str:
-    bounds = [table(frame.assign(value=frame[side])) for side in ("low", "high") if side in frame.columns]
+    bounds = [table(frame.assign(value=frame[side])) for side in ("low", "high")] if "low" in frame.columns else []
     head = "".join(f"<th>{_heading(str(name))}</th>" for name in wide.columns)
     methods = [place for place in wide.index if place[0] == "method"]
     best = {name: _best(wide.loc[methods, name], str(name)) for name in wide.columns} if len(methods) > 1 else {}
@@ -103,10 +103,10 @@ def _wide_table(wide: pd.DataFrame, frame: pd.DataFrame) -> str:
         kind = str(place[0])
         first = " first" if before and kind != before else ""
         before = kind
-        cells = "".join(
-            _cell(values[name], *(_at(side, place, str(name)) for side in bounds), best=place in best.get(name, ()))
-            for name in wide.columns
-        )
+        cells = ""
+        for name in wide.columns:
+            low, high = [_at(side, place, str(name)) for side in bounds] or [math.nan, math.nan]
+            cells += _cell(values[name], low, high, place in best.get(name, ()))
         body += f'<tr class="{kind if kind in KINDS else ""}{first}"><th>{escape(str(place[1]))}</th>{cells}</tr>'
     return f'<div class="box"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -128,7 +128,7 @@ def _at(side: pd.DataFrame, place: tuple[Any, ...], name: str) -> float:
     return float(side[name][place]) if name in side.columns and place in side.index else math.nan
 
 
-def _cell(value: float, low: float = math.nan, high: float = math.nan, best: bool = False) -> str:
+def _cell(value: float, low: float, high: float, best: bool) -> str:
     if pd.isna(value):
         return "<td></td>"
     interval = "" if pd.isna(low) else f"<small>{short(low)} to {short(high)}</small>"

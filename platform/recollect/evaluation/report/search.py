@@ -38,8 +38,10 @@ def one(found: Trials) -> str:
     upward = found.mode == "max"
     ordered = table.sort_values(OBJECTIVE, ascending=not upward, na_position="last").reset_index(drop=True)
     done = ordered.dropna(subset=[OBJECTIVE]).reset_index(drop=True)
-    status = ", ".join(f"{count} {name}" for name, count in table["status"].value_counts().items()) if "status" in table else ""
-    words = f"{plural(len(table), 'trial')}{f' ({status})' if status else ''}; {'more' if upward else 'less'} of the objective is better."
+    counts = table["status"].value_counts().items() if "status" in table else ()
+    status = ", ".join(f"{count} {name}" for name, count in counts)
+    words = f"{plural(len(table), 'trial')}{f' ({status})' if status else ''}; {'more' if upward else 'less'} of the objective "
+    words += "is better."
     content = said(words)
     cards = [_progress(done, upward), _importance(found, done)]
     content += charts([text for text in cards if text], "wide")
@@ -110,8 +112,7 @@ def _distribution(kinds: Any, spread: Range | Choice, values: pd.Series[Any]) ->
     if isinstance(spread, Choice):
         return kinds.CategoricalDistribution(tuple(dict.fromkeys([*spread.options, *map(_plain, values)])))
     low, high = min(spread.low, float(values.min())), max(spread.high, float(values.max()))
-    whole = all(float(value).is_integer() for value in values) and float(spread.low).is_integer() and pd.api.types.is_integer_dtype(values)
-    if whole:
+    if float(spread.low).is_integer() and pd.api.types.is_integer_dtype(values):
         return kinds.IntDistribution(int(low), int(high), log=spread.log)
     return kinds.FloatDistribution(low, high, log=spread.log)
 
@@ -125,7 +126,7 @@ def _way(done: pd.DataFrame, name: str, upward: bool) -> str:
     values = done[PREFIX + name]
     if not pd.api.types.is_numeric_dtype(values):
         return ""
-    ranks = pd.DataFrame({"own": values.rank(), "objective": done[OBJECTIVE].rank()}).corr().iloc[0, 1]
+    ranks = float(values.rank().corr(done[OBJECTIVE].rank()))
     if math.isnan(ranks) or abs(ranks) < 0.3:
         return ""
     return ", larger is better" if (ranks > 0) == upward else ", smaller is better"

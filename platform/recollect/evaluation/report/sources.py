@@ -18,12 +18,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from recollect.bundle import Bundle, localise, open_bundle
-from recollect.config import Run, did_you_mean
+from recollect.config import Run
 from recollect.evaluation.statistics import Measured, estimate
 from recollect.search.space import Spread, choose
 
 DEPTH = 4  # folders below a place that are looked into
-NEEDED = {"name", "kind", "metric", "value", "bundle"}  # columns of results
+JUDGED = {"name", "kind", "metric", "value", "bundle", "data", "source", "target", "split", "pictures"}  # what `evaluate` writes
+TABLED = {"arm", "kind", "metric", "value", "seed", "setting", "method", "data", "pictures"}  # what a table's recipe writes
 INNER = ("tune", "train", "ray")  # what searches and Ray Train keep for themselves
 ROWS = ["name", "kind", "method", "about", "setting", "metric", "value", "low", "high", "pictures", "bundle", "data", "features"]
 
@@ -101,13 +102,12 @@ def find(places: Iterable[str | os.PathLike[str]], results: Iterable[str | os.Pa
                 given += [_results(file) for file in sorted(folder.glob("*.parquet")) if _is_results(file)]
         if len(runs) + len(trials) + len(given) == count:
             raise ValueError(
-                f"{place} holds nothing to report on; give bundles, runs' directories (with best/ or last/), a search's storage, a "
-                "table's storage, or a Parquet table of results"
+                f"{place} holds nothing to report on; give bundles, runs' directories (with best/ or last/), a search's storage, "
+                "a table's storage, or a Parquet table of results"
             )
     sources = _unique(runs or winners)
     files = [file for folder in dict.fromkeys(beside) for file in sorted(folder.glob("*.parquet")) if _is_results(file)]
     return Found(tuple(sources), tuple(trials), _chosen(given, [_results(file) for file in files], sources))
-
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
@@ -185,20 +185,22 @@ def _is_results(file: Path) -> bool:
         names = set(pq.read_schema(file).names)
     except Exception:  # not Parquet
         return False
-    return names >= NEEDED or names >= (NEEDED - {"name"}) | {"arm", "setting"} and "picture" not in names
+    return names >= JUDGED or names >= TABLED
 
 
 def _results(file: Path) -> pd.DataFrame:
     """The rows of `recollect evaluate`, or those of a table of experiments, as ROWS. Raises ValueError for other files."""
     if not file.exists():
-        raise ValueError(f"there is no {file}; results are a Parquet table that `recollect evaluate --out` or a table's recipe wrote")
+        raise ValueError(f"there is no {file}; `recollect evaluate --out` writes a table of results")
     if not _is_results(file):
-        raise ValueError(f"{file} is no table of results; `recollect evaluate --out` writes one{did_you_mean('', sorted(NEEDED))}")
+        raise ValueError(f"{file} is no table of results; `recollect evaluate --out` writes one")
     frame = pd.read_parquet(file)
     if "arm" in frame.columns:
         return _over_seeds(frame)
-    where = [f"{row.source} to {row.target}" if row.source != row.target else str(row.source) for row in frame.itertuples()]
-    words = [f"{place}, {row.pictures} {row.split} pictures" for place, row in zip(where, frame.itertuples(), strict=True)]
+    words = []
+    for source, target, split, pictures in frame[["source", "target", "split", "pictures"]].astype(str).to_numpy():
+        where = source if source == target else f"{source} to {target}"
+        words.append(f"{where}, {pictures} {split} pictures")
     return frame.assign(setting=words).reindex(columns=ROWS)
 
 

@@ -81,7 +81,8 @@ svg text {{ fill: var(--soft); font: 10px system-ui, sans-serif; }} .grid {{ str
 .wide {{ grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); }}
 .full {{ grid-template-columns: 1fr; }}
 .dots {{ fill: none; stroke-width: 4; stroke-linecap: round; }} .disc {{ stroke: var(--card); stroke-width: 1.2; }}
-svg .on {{ fill: #fff; font-weight: 700; paint-order: stroke; stroke: #0006; stroke-width: 1.5px; }} svg .name {{ font-size: 12px; }}
+svg .on {{ fill: #fff; font-weight: 700; paint-order: stroke; stroke: #0006; stroke-width: 1.5px; }}
+svg .name {{ font-size: 12px; }}
 svg .over {{ paint-order: stroke; stroke: var(--card); stroke-width: 3px; }}
 .figures {{ display: flex; flex-wrap: wrap; gap: 0 16px; }} .figures figure {{ max-width: 100%; }}
 .steps {{ display: flex; flex-wrap: wrap; align-items: center; gap: 6px 4px; margin: 12px 0; }}
@@ -95,6 +96,7 @@ svg .over {{ paint-order: stroke; stroke: var(--card); stroke-width: 3px; }}
 details {{ margin: 8px 0; }} summary {{ cursor: pointer; color: var(--accent); }}
 pre {{ overflow-x: auto; padding: 12px; font-size: 12px; }}
 @media (max-width: 500px) {{ main {{ padding: 16px 12px 48px; }} h1 {{ font-size: 22px; }}
+  th:first-child {{ white-space: normal; overflow-wrap: anywhere; max-width: 42vw; min-width: 90px; }}
   .charts {{ grid-template-columns: 1fr; }} figure img {{ max-width: none; width: 640px; }}
   .figures img {{ width: auto; min-width: 0; max-width: 820px; }} .chart.scroll svg {{ width: auto; min-width: 620px; }} }}
 @media print {{ nav {{ display: none; }} .box {{ max-height: none; }} .steps .frames > * {{ display: block; }} }}

@@ -28,7 +28,7 @@ from recollect.evaluation.retrieval import named
 from recollect.evaluation.validate import Cases, Validator, spread
 from recollect.pipeline import Pipeline, pad_to
 from recollect.retrieval.guided import open_pipeline
-from recollect.trainable import Guided, Translator
+from recollect.trainable import AttributeWise, Guided, Translator
 
 DETAILED = 6  # runs of which single pictures are drawn; a page of more says so
 REMEMBERED = 3  # runs whose memory is laid open: a t-SNE takes seconds
@@ -36,8 +36,8 @@ BESIDE = 8  # runs beside one another in one grid
 EXEMPLARS = 4
 STYLES = 3
 KINDS = {
-    "Validator": "A row a picture: the input, what becomes of it, random styles, and the nearest true picture where there is truth.",
-    "AttributeJudge": "A row a picture with one attribute changed in every column; beneath it the true picture, where it is known.",
+    "Validator": "A row a picture: the input, its translation, random styles, and where there is truth the nearest true render.",
+    "AttributeJudge": "A row a picture, with another attribute changed in every column; beneath, the true picture where known.",
     "RetrievalJudge": "A row a query: the picture, the attributes asked for, and what was found, nearest first.",
     "ClassifierJudge": "A row a picture: what the classifier says rightly, and what it says wrongly or misses.",
     "DetectionJudge": "A row a picture: true boxes, and the detections with a score of at least one half.",
@@ -185,7 +185,8 @@ def _attributes(pipeline: Pipeline, judge: AttributeJudge, studio: Studio) -> st
             if sources[place] == source and cases.target(flip.picture, flip.wanted) == target]  # fmt: skip
     flips, images = [flips[place] for place in same], images[same]
     guide = Guide(attributes=torch.tensor([list(flip.wanted) for flip in flips]))
-    groups = tuple(pipeline.model.exclusive_attributes()) if hasattr(pipeline.model, "exclusive_attributes") else ()
+    assert isinstance(pipeline.model, AttributeWise)  # or its judge would have refused it
+    groups = pipeline.model.exclusive_attributes()
     words = [named(list(cases.names), list(flip.wanted), groups) for flip in flips]
     content = _neighbours(pipeline, images, source, target, guide, words)
     if pipeline.random_styles:

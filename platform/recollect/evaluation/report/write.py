@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from recollect.evaluation.report import configuration, cost, losses, results, samples, search
-from recollect.evaluation.report.html import Section, facts, plain_table, plural, series, write_page
+from recollect.evaluation.report.html import facts, plain_table, plural, series, write_page
 from recollect.evaluation.report.sources import Found, Source, find
 from recollect.evaluation.report.translations import Studio, memory_section, pictures_section
 
