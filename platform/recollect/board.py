@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import IO, Self
 
 from recollect.ports import free_port
@@ -25,6 +26,7 @@ JOURNAL = "study.journal"
 READY = 90.0  # seconds until a dashboard must answer: TensorBoard takes twenty on a busy machine
 PATIENCE = 5.0  # seconds that a process has to end by itself
 LOOK = 2.0  # seconds between looks for new studies
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 INSTALL = "pip install 'recollect[board]'"
 
 
@@ -100,7 +102,7 @@ def run_boards(
     """
     folder = _folder(storage)
     _installed()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {signum: signal.signal(signum, _stop_once) for signum in STOPPING}
     boards: list[Board] = []
     studies: dict[Path, Board] = {}
     try:
@@ -123,10 +125,17 @@ def run_boards(
     except KeyboardInterrupt:
         say("stopped")
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the stopping
         for board in [*boards, *studies.values()]:
             board.stop()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _stop_once(signum: int, frame: FrameType | None) -> None:
+    """Stop; further signals do not stop the stopping."""
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _folder(storage: str | os.PathLike[str]) -> Path:
@@ -150,7 +159,8 @@ def _look(folder: Path, studies: dict[Path, Board], host: str, port: int, say: C
         if journal not in studies and journal.stat().st_size:
             own = port + 1 + len(studies) if port else free_port()
             words = [str(journal), "--storage-class", "JournalFileStorage", "--quiet"]
-            studies[journal] = Board.start("optuna-dashboard", "optuna_dashboard", words, host, own)
+            # its package has no __main__; this module is what its command calls
+            studies[journal] = Board.start("optuna-dashboard", "optuna_dashboard._cli", words, host, own)
             studies[journal].wait()
             say(f"optuna-dashboard  {studies[journal].url}dashboard   {journal.parent}")
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -429,7 +430,9 @@ HEADINGS = ["What is read where", "What each item stands for", "Random styles", 
 
 
 def page_of(pipeline: Pipeline, store: Store, run: Run, folder: Path) -> str:
-    content = "".join(map(panel, memory_panels(pipeline, store, run, pictures=4)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("recollect.evaluation.memory.report.embed", partial(embed, count=150))  # a t-SNE of all takes seconds
+        content = "".join(map(panel, memory_panels(pipeline, store, run, pictures=4)))
     return write_page(folder / "page.html", "t", "", [Section("Inside the memory", content)]).read_text()
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -25,6 +26,7 @@ from recollect.data.store import Store
 from recollect.evaluation.curves import POINTS, Curve, chart
 from recollect.evaluation.curves import overlay as overlaid
 from recollect.evaluation.grids import colour_items, item_colours, picture_grid, wrap
+from recollect.evaluation.memory.space import embed
 from recollect.evaluation.report.configuration import differences
 from recollect.evaluation.report.cost import cost_of
 from recollect.evaluation.report.drawings import Mark, Row, axis, dot_rows, front, parallel
@@ -154,9 +156,10 @@ def place(run: Run, store: Store, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def page(place: Path) -> str:
-    path = write_report(
-        place / "pages" / "report.html", [place / "one", place / "two", place / "search"], rows=2, price=2.0, about={EVIL: EVIL}
-    )
+    own = [place / "one", place / "two", place / "search"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("recollect.evaluation.memory.report.embed", partial(embed, count=150))  # a t-SNE of all takes seconds
+        path = write_report(place / "pages" / "report.html", own, rows=2, price=2.0, about={EVIL: EVIL})
     assert [item.name for item in path.parent.iterdir()] == ["report.html"]
     return path.read_text(encoding="utf-8")
 
