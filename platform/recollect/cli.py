@@ -75,7 +75,7 @@ def train(
         print(run.model_dump_json(indent=2))
         return
     bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
-    print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect {_next(run)} {bundle}")
+    print(f"bundle: {bundle}\ncurves: recollect board {out}\nreport: recollect report {out}\nnext:   recollect {_next(run)} {bundle}")
 
 
 def _next(run: Run) -> str:

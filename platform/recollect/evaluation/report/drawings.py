@@ -89,18 +89,45 @@ def dot_rows(rows: Sequence[Row], width: int = 760) -> str:
     return f'<svg viewBox="0 0 {width} {base + 18:.0f}" role="img" aria-label="{len(rows)} values with intervals">{drawn}</svg>'
 
 
-def bars(rows: Sequence[tuple[str, float, str]], width: int = 520) -> str:
-    """A bar a row: its label, its length (a share of the longest), and a word behind it."""
-    left, line = _room([label for label, _, _ in rows], 230), 20
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """For each row its label, and beneath it a bar (its length a share of the longest) with a word behind it."""
+    width, line = 380, 32
     most = max((value for _, value, _ in rows), default=0) or 1.0
-    room = width - left - 12 - max((len(word) for _, _, word in rows), default=0) * LETTER
+    room = width - 10 - max((len(word) for _, _, word in rows), default=0) * LETTER
     drawn = ""
     for place, (label, value, word) in enumerate(rows):
-        y, length = 4 + place * line, max(value / most, 0.0) * room
-        drawn += f'<text x="0" y="{y + 12}">{escape(_cut(label, left - 6))}</text>'
-        drawn += f'<rect class="bar" x="{left:.1f}" y="{y + 3}" width="{length:.1f}" height="12" rx="2"/>'
-        drawn += f'<text x="{left + length + 5:.1f}" y="{y + 12}">{escape(word)}</text>'
-    return f'<svg viewBox="0 0 {width} {8 + line * len(rows)}" role="img" aria-label="{len(rows)} bars">{drawn}</svg>'
+        y, length = place * line, max(value / most, 0.0) * room
+        drawn += f'<text x="0" y="{y + 11}">{escape(_cut(label, width))}</text>'
+        drawn += f'<rect class="bar" x="0" y="{y + 15}" width="{length:.1f}" height="10" rx="2"/>'
+        drawn += f'<text x="{length + 5:.1f}" y="{y + 24}">{escape(word)}</text>'
+    return f'<svg viewBox="0 0 {width} {line * len(rows)}" role="img" aria-label="{len(rows)} bars">{drawn}</svg>'
+
+
+def progress(values: Sequence[float], upward: bool) -> str:
+    """The trials in their order: a ring each, and a line at the best so far."""
+    width, height, left, bottom, top, right = 380, 170, 44, 18, 10, 10
+    low, high = min(values), max(values)
+    extent, last = (high - low) or 1.0, max(len(values) - 1, 1)
+    across, down = width - left - right, height - top - bottom
+    at = [(left + place / last * across, top + (high - value) / extent * down) for place, value in enumerate(values)]
+    drawn = ""
+    for value in (low, (low + high) / 2, high):
+        y = top + (high - value) / extent * down
+        drawn += f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        drawn += f'<text x="{left - 6}" y="{y + 3:.1f}" text-anchor="end">{number(value)}</text>'
+    path, best = "", values[0]
+    for (x, _), value in zip(at, values, strict=True):
+        best = max(best, value) if upward else min(best, value)
+        y = top + (high - best) / extent * down
+        path += f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {y:.1f}"
+    drawn += f'<path class="line" d="{path}"/>'
+    drawn += "".join(
+        f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{number(value)}</title></circle>'
+        for (x, y), value in zip(at, values, strict=True)
+    )
+    drawn += f'<text x="{left}" y="{height - 3}">1</text>'
+    drawn += f'<text x="{width - right}" y="{height - 3}" text-anchor="end">{len(values)}</text>'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{len(values)} trials in their order">{drawn}</svg>'
 
 
 @dataclass(frozen=True)
@@ -161,7 +188,8 @@ def parallel(axes: Sequence[Axis], shades: Sequence[float], top: int | None) -> 
             drawn += f'<text class="over" x="{x + 4}" y="{y + 3:.1f}">{escape(_cut(words, 70))}</text>'
     size = f'viewBox="0 0 {width} {head + height + foot}"'
     label = f"{len(shades)} trials over {len(axes)} axes"
-    return f'<svg {size} style="min-width:{min(width, 900)}px" role="img" aria-label="{label}">{drawn}</svg>'
+    style = f"min-width:{min(width, 900)}px;max-width:{1.25 * width:.0f}px"
+    return f'<svg {size} style="{style}" role="img" aria-label="{label}">{drawn}</svg>'
 
 
 def _two_lines(name: str, width: float) -> list[str]:
@@ -178,7 +206,7 @@ def front(xs: Sequence[float], ys: Sequence[float], ahead: Sequence[bool], names
     Args:
         labels: what the axes are.
     """
-    width, height, left, bottom, top, right = 380, 250, 48, 34, 10, 14
+    width, height, left, bottom, top, right = 380, 250, 48, 34, 18, 14
 
     def scaled(values: Sequence[float], start: float, end: float) -> list[float]:
         low, extent = min(values), (max(values) - min(values)) or 1.0
@@ -200,5 +228,5 @@ def front(xs: Sequence[float], ys: Sequence[float], ahead: Sequence[bool], names
     for value, y in ((min(ys), height - bottom - 4), (max(ys), top + 12)):
         drawn += f'<text x="{left - 4}" y="{y}" text-anchor="end">{number(value)}</text>'
     drawn += f'<text x="{(left + width) / 2:.0f}" y="{height - 5}" text-anchor="middle">{escape(labels[0])}</text>'
-    drawn += f'<text x="{left + 4}" y="{top + 4}">{escape(labels[1])}</text>'
+    drawn += f'<text x="0" y="9">{escape(labels[1])}</text>'
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{len(xs)} trials">{drawn}</svg>'

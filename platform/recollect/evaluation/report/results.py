@@ -58,7 +58,7 @@ def _by_part(family: str, members: Sequence[str], frame: pd.DataFrame, wide: pd.
     """A family's parts as a drawing, methods in colours and baselines in grey, and as a table."""
     metric = known(family)
     assert metric is not None
-    words = f"{metric.about}, by {metric.parts}; {'more' if metric.higher_is_better else 'less'} is better"
+    words = f"{metric.about}; {'more' if metric.higher_is_better else 'less'} is better"
     title = f"{heading(f'{family} {metric.arrow} by {metric.parts}')}{said(words[0].upper() + words[1:] + '.')}"
     upright = wide[list(members)].dropna(how="all")
     numbers = upright.droplevel("kind").rename(columns=lambda name: str(name).rpartition("/")[2]).T

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from recollect.config import Choice, Range
-from recollect.evaluation.curves import Curve, number, overlay
-from recollect.evaluation.report.drawings import axis, bars, front, parallel
+from recollect.evaluation.curves import number
+from recollect.evaluation.report.drawings import axis, bars, front, parallel, progress
 from recollect.evaluation.report.html import Section, card, charts, heading, known, labelled, plain_table, plural, said
 from recollect.evaluation.report.sources import Trials
 
@@ -62,10 +62,9 @@ def _progress(done: pd.DataFrame, upward: bool) -> str:
     if len(done) < 2 or "trial" not in done.columns:
         return ""
     values = [float(value) for value in done.sort_values("trial")[OBJECTIVE]]
-    best = [(max if upward else min)(values[: place + 1]) for place in range(len(values))]
-    numbers = tuple(range(1, len(values) + 1))
-    drawn = overlay([Curve("best so far", numbers, tuple(best)), Curve("objective", numbers, tuple(values))])
-    return card("Objective by trial", f"best so far {number(best[-1])}; the other line is each trial, a running mean", drawn)
+    best = max(values) if upward else min(values)
+    fact = f"rings: trials in the order in which they were proposed; line: the best so far, {number(best)}"
+    return card("Objective by trial", fact, progress(values, upward))
 
 
 def _importance(found: Trials, done: pd.DataFrame) -> str:
@@ -144,7 +143,7 @@ def _parallel(found: Trials, done: pd.DataFrame) -> str:
         axes.append(axis(name, [_plain(value) for value in done[column]], isinstance(spread, Range) and spread.log))
     axes.append(axis(OBJECTIVE, [float(value) for value in done[OBJECTIVE]]))
     shades = [place / max(len(done) - 1, 1) for place in range(len(done))]  # they come sorted
-    words = "A line is a trial; the thick one is the best, and colours go from blue (better) to orange (worse)."
+    words = "A line is a trial; the thick one is the best, and colours go from blue (better) over green to orange (worse)."
     return heading("All settings") + said(words) + f'<div class="chart scroll">{parallel(axes, shades, 0)}</div>'
 
 
