@@ -61,6 +61,7 @@ def train(
     recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
     recollect train detector:tiny data.store=runs/streets-64 'data.domains=["night"]' --out runs/night-detector\n
     recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2\n
+    recollect train mguit:tiny data.store=runs/photos engine.mlflow=http://127.0.0.1:5000 --out runs/photos-2\n
     recollect train --resume engine.steps=4000 --out runs/first
     """
     from recollect.config import Run, overlay
@@ -75,7 +76,8 @@ def train(
         print(run.model_dump_json(indent=2))
         return
     bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
-    print(f"bundle: {bundle}\ncurves: recollect board {out}\nreport: recollect report {out}\nnext:   recollect {_next(run)} {bundle}")
+    print(f"bundle: {bundle}\ncurves: recollect board {out}\npage:   recollect report {out}")
+    print(f"next:   recollect {_next(run)} {bundle}")
 
 
 def _next(run: Run) -> str:

@@ -150,6 +150,7 @@ class Engine(Frozen):
     channels_last: bool = False
     device: str = "auto"
     threads: int = 0  # torch threads a process; 0: torch's own choice
+    mlflow: str = ""  # the address of an MLflow server that gets the numbers as well
 
 
 class Evaluation(Frozen):

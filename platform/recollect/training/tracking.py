@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: the history (JSON lines), TensorBoard, and one line a log interval on the console."""
+"""Where a run's numbers and pictures go: the history (JSON lines), TensorBoard, the console, and MLflow where it is asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from recollect.evaluation.grids import save_png
+from recollect.training.mlflow import Sink
 
 logger = logging.getLogger("recollect")
 
@@ -27,17 +28,24 @@ class Tracker:
         start: the step training starts from; rows after it are dropped (they will be computed again).
         history: the rows up to `start`.
         devices: how many processes train together, each on a device of its own.
+        sink: an MLflow run that gets the rows as well.
     """
 
     def __init__(
-        self, directory: Path, steps: int, start: int = 0, history: list[dict[str, Any]] | None = None, devices: int = 1
+        self,
+        directory: Path,
+        steps: int,
+        start: int = 0,
+        history: list[dict[str, Any]] | None = None,
+        devices: int = 1,
+        sink: Sink | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.steps, self.devices, self.history = directory, steps, devices, list(history or [])
         self._path = directory / "metrics.jsonl"
         self._path.write_text("".join(json.dumps(row) + "\n" for row in self.history))
         self._board = _tensorboard(directory / "tensorboard", start)
-        self._begin, self._start = time.monotonic(), start
+        self._begin, self._start, self._sink = time.monotonic(), start, sink
         self._hours = max((float(row.get("device_hours", 0.0)) for row in self.history), default=0.0)
         for step, file in self._samples().items():
             if step > start:  # it will be drawn again
@@ -79,10 +87,12 @@ class Tracker:
         """The sample grids that there are, by step."""
         return dict(sorted((int(file.stem[5:]), file) for file in (self.directory / "samples").glob("step-*.png")))
 
-    def close(self) -> None:
-        """Flush TensorBoard."""
+    def close(self, status: str = "FINISHED", card: str = "") -> None:
+        """Flush TensorBoard; tell MLflow how the run ended (FINISHED or FAILED), with its card."""
         if self._board is not None:
             self._board.close()
+        if self._sink is not None:
+            self._sink.close(status, card)
 
     def _row(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, **values}
@@ -92,6 +102,8 @@ class Tracker:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        if self._sink is not None:
+            self._sink.row(step, values)
 
 
 def _tensorboard(folder: Path, start: int) -> Any:
