@@ -39,7 +39,7 @@ KINDS = {
     "Validator": "A row a picture: the input, its translation, random styles, and where there is truth the nearest true render.",
     "AttributeJudge": "A row a picture, with another attribute changed in every column; beneath, the true picture where known.",
     "RetrievalJudge": "A row a query: the picture, the attributes asked for, and what was found, nearest first.",
-    "ClassifierJudge": "A row a picture: what the classifier says rightly, and what it says wrongly or misses.",
+    "ClassificationJudge": "A row a picture: what the classifier says rightly, and what it says wrongly or misses.",
     "DetectionJudge": "A row a picture: true boxes, and the detections with a score of at least one half.",
 }
 
@@ -89,9 +89,10 @@ class Studio:
         return self._subjects[run.name]
 
     def judge(self, run: Source) -> Any:
-        """What judges the method, on the pictures to show."""
+        """What judges the method, on the pictures to show; by its own first metric, which needs no other networks."""
         kind = resolve(find_method(run.run.model.name).judged_by)
-        return kind(self.store_of(run), run.run, self.split_of(run), self.rows)
+        few = run.run.evaluation.model_copy(update={"pictures": self.rows, "metric": "auto"})
+        return kind(self.store_of(run), run.run.model_copy(update={"evaluation": few}), self.split_of(run))
 
 
 def pictures_section(runs: Sequence[Source], studio: Studio) -> Section:
