@@ -10,11 +10,8 @@ stages 1 and 2 did not see (`data.limit`): it needs no labels.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from experiments.tables import Arm, OnRay
@@ -24,7 +21,6 @@ from recollect.config import Run, merge, overlay, preset
 if TYPE_CHECKING:  # a recipe is imported for its help as well, which should not take the seconds that torch takes
     from torch import Tensor
 
-    from recollect.data.store import Store
     from recollect.evaluation.attribute_cases import AttributeCases, Flip
     from recollect.evaluation.baselines import Row
     from recollect.evaluation.classification import JudgeByClassifier
@@ -48,7 +44,6 @@ WORLD: dict[str, dict[str, Any]] = {  # the papers' networks at half their width
 }
 RETRIEVAL, TRANSLATION = "retrieval", "translation"
 NEIGHBOURS = 3  # of a translation, in the grid
-CHECKPOINTS = 20  # of the classifier's training: so much of it is lost at most when it is stopped
 
 
 def stage(method: str, store: str, small: bool, world: bool, **sections: Any) -> Run:
@@ -162,6 +157,7 @@ with each other and with nothing published. Neighbours are training pictures."""
         """
         from recollect.bundle import open_bundle
         from recollect.data.store import Store
+        from recollect.training.session import train_instrument
 
         store = Store.open(run.data.store)
         size = "tiny" if store.manifest.source.startswith("faces ") else "paper"
@@ -169,7 +165,9 @@ with each other and with nothing published. Neighbours are training pictures."""
         try:
             opened = open_bundle(kept)
         except (ValueError, OSError):  # it is not there
-            _train_classifier(kept, preset(f"classifier:{size}", data={"store": run.data.store}), store, say)
+            train_instrument(
+                preset(f"classifier:{size}", data={"store": run.data.store}), kept, "the classifier that judges", say
+            )
             opened = open_bundle(kept)
         return replace(self, classifier=kept, digest=opened.digest)
 
@@ -222,7 +220,7 @@ with each other and with nothing published. Neighbours are training pictures."""
         if isinstance(cases, Queries):
             model: Any = opened.build().to(pick_device(opened.run.engine.device))
             return cases.judge.judgement(model)
-        pipeline = _pipeline(bundle)
+        pipeline = pipeline_of(bundle)
         check_neighbours(pipeline, "test", opened.run.data.index)
         return _both(judge_pipeline(pipeline, cases.flips), cases.by_classifier(pipeline).judgement)
 
@@ -233,28 +231,10 @@ with each other and with nothing published. Neighbours are training pictures."""
         if isinstance(cases, Queries):
             model: Any = open_bundle(bundles.get(reference, list(bundles.values())[-1])).build()
             return cases.judge.grid(model, SHOWN)
-        return _flips_shown(cases.flips, bundles, reference)
+        return flips_shown(cases.flips, bundles, reference)
 
 
-def _train_classifier(kept: str, run: Run, store: Store, say: Callable[[str], None]) -> None:
-    """Train a classifier and leave its bundle at `kept`."""
-    from recollect.bundle import copy
-    from recollect.training.session import suit, train
-
-    every = max(run.engine.steps // CHECKPOINTS, 1)
-    suited = overlay(suit(run, store, lambda text: None), {"engine.checkpoint_every": every})
-    if "://" in kept:
-        say(f"training the classifier that judges, {run.engine.steps} steps; if this is killed they begin anew")
-        with tempfile.TemporaryDirectory(prefix="recollect-classifier-") as folder:
-            copy(train(suited, Path(folder) / "run"), kept)
-        return
-    work = Path(f"{kept}-training")
-    say(f"training the classifier that judges, {run.engine.steps} steps in {work}; if this is killed the same command goes on")
-    copy(train(suited, work, resume=True), kept)
-    shutil.rmtree(work)
-
-
-def _pipeline(bundle: str) -> Pipeline:
+def pipeline_of(bundle: str) -> Pipeline:
     """The bundle, with what finds its neighbours, on the device that it was trained for."""
     from recollect.bundle import open_bundle
     from recollect.retrieval.guided import open_pipeline
@@ -281,7 +261,7 @@ class _Asking:
         return (HAIR,)
 
 
-def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor:
+def flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: str) -> Tensor:
     """Input | what is wanted | every arm | the true one | the first neighbours that guided the reference, where some did."""
     import torch
 
@@ -297,11 +277,11 @@ def _flips_shown(cases: AttributeCases, bundles: Mapping[str, str], reference: s
         "wanted": [named(cases.names, flip.wanted, cases.groups) for flip in chosen],
     }
     for arm, bundle in bundles.items():
-        drawn = translate_to(_pipeline(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
+        drawn = translate_to(pipeline_of(bundle), cases, [(flip.picture, flip.wanted) for flip in chosen])
         columns[arm] = (drawn * 255).round().to(torch.uint8)
     if cases.renders is not None:
         columns["true"] = torch.stack([cases.renders[flip.picture][flip.answers[0]] for flip in chosen])
-    found = _neighbours(_pipeline(bundles[reference]), cases, chosen) if reference in bundles else None
+    found = _neighbours(pipeline_of(bundles[reference]), cases, chosen) if reference in bundles else None
     for place in range(0 if found is None else min(NEIGHBOURS, found.shape[1])):
         columns[f"neighbour {place + 1} of {reference}"] = found[:, place]  # type: ignore[index]  # there is something to count
     return picture_grid(columns)

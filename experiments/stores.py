@@ -21,6 +21,12 @@ def large_streets_store(uri: str) -> str:
     return uri
 
 
+def judged_streets_store(uri: str, size: int, test: int) -> str:
+    """Draw the streets world into `uri` (kept where it is there already) with so many test scenes; returns `uri`."""
+    build_streets(uri, size=size, train=600 if size <= 64 else 2000, val=48, test=test, progress=_progress("streets"))
+    return uri
+
+
 def streets(storage: str, small: bool) -> str:
     """The streets world below `storage`, at 64 px (`small`) or at 128; returns its URI."""
     return streets_store(f"{storage}/streets-64") if small else large_streets_store(f"{storage}/streets-128")

@@ -11,4 +11,5 @@ METHODS: dict[str, str] = {
     "rg_unit": "trainables.rg_unit:RGUNIT",
     "detector": "trainables.detector:Detector",
     "classifier": "trainables.classifier:Classifier",
+    "features": "trainables.features:Features",
 }

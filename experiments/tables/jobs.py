@@ -31,7 +31,7 @@ from recollect.training.checkpoint import SCALARS
 from recollect.training.session import suit
 
 # Fields that came when runs were trained already, and what these runs had: they are known by what was there then.
-LATER: dict[tuple[str, str], Any] = {("data", "known"): []}
+LATER: dict[tuple[str, str], Any] = {("data", "known"): [], ("evaluation", "features"): ""}
 CHECKPOINTS = 20  # of a run that says nothing about them: so much of it is lost at most when it is stopped
 
 

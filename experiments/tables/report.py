@@ -14,7 +14,7 @@ import pandas as pd
 from pyarrow import fs
 
 from experiments.tables.jobs import Outcome, write_bytes
-from experiments.tables.numbers import Numbers, cell, signed, verdict, within
+from experiments.tables.numbers import verdict, within
 from experiments.tables.rows import Judging
 from experiments.tables.suites import Setting
 from experiments.tables.table import Arm, Bound, Claim, Table
@@ -22,6 +22,7 @@ from recollect.bundle import filesystem_of
 from recollect.evaluation.evaluate import KINDS
 from recollect.evaluation.grids import save_png
 from recollect.evaluation.metrics import find_metric
+from recollect.evaluation.numbers import Numbers, cell, signed
 from recollect.evaluation.statistics import Interval
 
 WIDE = 12  # parts of a metric side by side; more stand one below the other
@@ -68,6 +69,8 @@ def _setting(place: str, table: Table, numbers: Numbers, setting: Setting) -> li
     if main and reference is not None and others:
         rows = [[name, *(_shown(numbers.difference(own, name, reference, m)) for m in main)] for name in others]
         parts += [f"### Paired differences from {reference}", _markdown(["", *map(_head, main)], rows)]
+    if table.more is not None:
+        parts.append(table.more(numbers, own))
     picture = f"{place}-{own}.png"
     if _is_file(picture):
         parts.append(f"![{setting.title}]({picture.rpartition('/')[2]})")

@@ -183,12 +183,18 @@ say in the choice. The fitted baselines had the truth of validation pictures in 
         """Doing nothing, and more where there is truth; fitted on the validation split, where that has both domains."""
         from recollect.data.store import Store
         from recollect.evaluation import baselines
+        from recollect.evaluation.baselines import Row
         from recollect.evaluation.evaluate import FITTING
+        from recollect.evaluation.validate import judge
 
         store = Store.open(run.data.store)
         fitted = cases.truth is not None and all(store.ids("val", domain) for domain in self._direction(setting))
         fitting = self._gather(run, setting, "val", FITTING) if fitted else None
-        rows = baselines.rows(cases, fitting)
+        rows = []
+        for own in baselines.drawn(cases, fitting):
+            judgement = judge(own.pictures, own.cases)
+            judgement.values.update(self.of_sets(own.pictures, cases))
+            rows.append(Row(own.name, own.kind, own.about, judgement))
         return [*rows, baselines.exchanged(cases, fitting)] if fitting is not None and len(cases.classes) > 1 else rows
 
     def judge(self, bundle: str, cases: Cases) -> Judgement:
@@ -197,10 +203,16 @@ say in the choice. The fitted baselines had the truth of validation pictures in 
         from recollect.evaluation.validate import examine_memory, judge, translate_all
 
         pipeline = _opened(bundle)
-        judgement = judge(translate_all(pipeline, cases), cases)
+        translations = translate_all(pipeline, cases)
+        judgement = judge(translations, cases)
         for measure in (examine_memory, memory_use, *self.measures):
             judgement.values.update(measure(pipeline, cases))
+        judgement.values.update(self.of_sets(translations, cases))
         return judgement
+
+    def of_sets(self, pictures: Tensor, cases: Cases) -> dict[str, float]:
+        """What more is measured of pictures (B, 3, S, S) in [0, 1], one of each case: an arm's, or a baseline's."""
+        return {}
 
     def grid(self, cases: Cases, bundles: Mapping[str, str], reference: str) -> Tensor | None:
         """Input | every arm | true render (with truth: the one nearest to the reference's translation)."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # a recipe is imported for its help as well, which should not
     from experiments.tables.jobs import Outcome
     from experiments.tables.suites import Suite
     from recollect.config import Run
+    from recollect.evaluation.numbers import Numbers
 
 PICTURES = 500  # of a split, evenly spread: a real data set has tens of thousands
 
@@ -69,6 +70,7 @@ class Table:
         reference: the arm that the others are compared with; where a setting lacks it, the first of `references` that is there.
         runs: the folder of its runs, for tables that share some: a run of one is then not trained again for another, whatever its
             arm is called there. Empty: the table's name.
+        more: called with the numbers and the name of a setting; what it says, in Markdown, stands behind the setting's tables.
         same_data: whether all arms are to see the same training pictures in the same order; False where these are what differs.
     """
 
@@ -82,6 +84,7 @@ class Table:
     runs: str = ""
     same_data: bool = True
     references: tuple[str, ...] = ()
+    more: Callable[[Numbers, str], str] | None = None
 
     def compared_with(self, arms: Sequence[str]) -> str | None:
         """The arm among these that the others are compared with."""

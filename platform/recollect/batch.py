@@ -61,6 +61,8 @@ class Batch:
     attributes: Tensor | None = None  # (B, A) in {0, 1}; NaN where unknown, or where it does not apply
     boxes: tuple[Tensor, ...] | None = None  # B times (n, 4) float32, x1 y1 x2 y2 in pixels of the picture
     labels: tuple[Tensor, ...] | None = None  # B times (n,) int64, the classes of the boxes; never the background
+    regions: Tensor | None = None  # (B, H, W) int64, 0: nothing is known there, else 1 + the region; for who `learns_truth`
+    modes: Tensor | None = None  # (B,) int64, the style that each was drawn in, -1 where nobody knows; likewise
 
     def __len__(self) -> int:
         return len(self.ids)

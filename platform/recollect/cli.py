@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recollect.cli_data import data, data_show
+from recollect.cli_evaluate import Index, Library, compare, evaluate, metrics
+from recollect.cli_features import features
 from recollect.cli_index import index
 from recollect.cli_look import board, report
 
@@ -25,9 +27,8 @@ app.add_typer(data, name="data")
 app.add_typer(index, name="index")
 app.command()(report)
 app.command()(board)
+app.add_typer(features, name="features")
 
-Index = Annotated[str, typer.Option(help="Where its neighbours are found; default: the index it was trained with.")]
-Library = Annotated[str, typer.Option(help="The store with the index's pictures; default: the one that the index names.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
 
 
@@ -195,33 +196,9 @@ def search(
     raise typer.Exit(code)
 
 
-@app.command()
-def evaluate(
-    bundle: Annotated[str, typer.Argument(help="A bundle.")],
-    store: Annotated[str, typer.Option(help="An image store; default: the one it was trained on.")] = "",
-    split: str = "test",
-    pictures: Annotated[int | None, typer.Option(help="At most so many pictures.")] = None,
-    domain: Annotated[list[str] | None, typer.Option(help="A detector: judge it in this domain (repeat).")] = None,
-    index: Index = "",
-    library: Library = "",
-    out: Annotated[Path | None, typer.Option(help="Append the rows to this Parquet table.")] = None,
-) -> None:
-    """Judge a translator beside its baselines, a retriever, a classifier, or a detector.
-
-    recollect evaluate runs/first/best --out runs/results.parquet\n
-    recollect evaluate runs/sunny-detector/best --domain night\n
-    recollect evaluate runs/guided/best --index runs/faces-index --library s3://bucket/faces
-    """
-    from recollect.bundle import open_bundle
-    from recollect.evaluation.evaluate import append, show
-    from recollect.evaluation.evaluate import evaluate as judge
-
-    where = store or open_bundle(bundle).run.data.store
-    frame = judge(bundle, where, split=split, pictures=pictures, domains=domain, index=index, library=library)
-    show(frame)
-    if out is not None:
-        append(out, frame)
-        print(f"rows appended to {out}")
+app.command()(evaluate)
+app.command()(compare)
+app.command()(metrics)
 
 
 @app.command()

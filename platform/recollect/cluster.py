@@ -1,6 +1,6 @@
 """The one door to Ray for everything that is not training, search or serving.
 
-How a driver finds or starts a cluster, and how it maps a function over a store's shards there.
+How a driver finds or starts a cluster, how it maps a function over a store's shards there, and how workers sum what they did.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("recollect")
 
 _folders: list[str] = []  # of the private clusters this process started
+MEETING = timedelta(hours=1)  # how long a rank waits for the others: one may have much to read
 PACKAGES = ("recollect", "trainables", "serve", "experiments")
 
 
@@ -182,6 +184,77 @@ def gpu_share(workers: int, gpus: float) -> float:
     if gpus < 1:
         return 0.0
     return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4  # Ray rounds to 1e-4, and seven times 0.1429 is more than one
+
+
+class Crew:
+    """Workers that hold one thing each and do every call together, as the ranks of a process group."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = list(actors)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """`thing.method(*arguments, ranks)` of every worker at once; returns the answer of rank 0.
+
+        What a worker raises is raised here as it was there; RuntimeError where one dies.
+        """
+        return _first([actor.call.remote(method, arguments) for actor in self._actors])
+
+
+@contextmanager
+def crew(make: Callable[[], Any], workers: int) -> Iterator[Crew]:
+    """A crew of so many workers, each with one CPU and its part of a GPU, where there are any. Must be connected.
+
+    Args:
+        make: called once in every worker; returns the thing whose methods are called. Pickled by Ray, so of plain values.
+    """
+    gpus = gpu_share(workers, ray.cluster_resources().get("GPU", 0))
+    require(workers, gpus * workers, f"{workers} workers together")
+    kind = ray.remote(num_cpus=1, num_gpus=gpus)(_Member)
+    actors = [kind.remote() for _ in range(workers)]
+    try:
+        address = ray.get(actors[0].meeting.remote())
+        _first([actor.join.remote(make, rank, workers, address) for rank, actor in enumerate(actors)])
+        yield Crew(actors)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _first(answers: Sequence[Any]) -> Any:
+    """The first answer, once all are there; an error as soon as there is one: the others may wait for the one that failed."""
+    waiting = list(answers)
+    while waiting:
+        (ready,), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"a worker died: {error}".splitlines()[0]) from None
+    return ray.get(answers[0])
+
+
+class _Member:
+    """One rank of a crew."""
+
+    thing: Any
+
+    def meeting(self) -> str:
+        """Where the others find rank 0."""
+        return f"tcp://{ray.util.get_node_ip_address()}:{free_port()}"
+
+    def join(self, make: Callable[[], Any], rank: int, world: int, address: str) -> None:
+        import torch
+        import torch.distributed as dist
+
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=MEETING)
+        self.thing = make()
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        from recollect.training.sync import local_ranks
+
+        return getattr(self.thing, method)(*arguments, local_ranks())
 
 
 class _Mapper:

@@ -161,6 +161,13 @@ class Evaluation(Frozen):
     target: str = ""  # ... to this one; empty: the run's first two domains
     pictures: Annotated[int, Field(ge=1)] = 24
     content_floor: Annotated[float, Field(ge=0, le=1)] = 0.3  # true nights keep 0.54 to 0.74, other scenes at most 0.12
+    features: str = ""  # what scores are measured in while it trains: a bundle, or inception; empty: there are none
+
+    @field_validator("features")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """Workers stand in other folders; a published network is a word and no place."""
+        return os.path.abspath(value) if value and "://" not in value and os.path.exists(value) else value
 
 
 class Run(Frozen):

@@ -39,7 +39,8 @@ def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int],
     """Batches of noise, a pure function of (slot, step): one per domain. Slots from 2 on lack the last class.
 
     So in a joint batch of 4 on two ranks, the second rank never sees that class. Boxes are noise of their own; every fourth
-    picture has none. Where the data has attributes, each is set or not as a coin falls.
+    picture has none. Where the data has attributes, each is set or not as a coin falls; where it has regions, the left half of
+    every third picture is of an unknown one, and as many pictures have no known style.
     """
     slots = tuple(slots)
     size = run.data.size
@@ -66,9 +67,22 @@ def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int],
                 torch.stack(attributes) if domains.attributes else None,
                 boxes=tuple(boxes),
                 labels=tuple(labels),
+                regions=torch.stack([_noise_regions(domains, size, stride, slot, index) for slot in slots])
+                if domains.regions
+                else None,
+                modes=torch.tensor([slot % 3 - 1 for slot in slots]) if domains.regions else None,
             )
         )
     return tuple(batches)
+
+
+def _noise_regions(domains: Domains, size: int, stride: int, slot: int, index: int) -> Tensor:
+    """A map (size, size) that is alike in each cell."""
+    generator = torch.Generator().manual_seed(1000 * index + slot)
+    cells = torch.randint(1, len(domains.regions) + 1, (size // stride, size // stride), generator=generator)
+    if slot % 3 == 0:
+        cells[:, : size // stride // 2] = 0
+    return cells.repeat_interleave(stride, 0).repeat_interleave(stride, 1)
 
 
 def _train_rank(rank: int, world: int, meeting: str, job: Mapping[str, Any], out: str) -> None:

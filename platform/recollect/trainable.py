@@ -125,6 +125,7 @@ class Trainable(nn.Module):
     domains_needed: ClassVar[int] = 2  # at least so many; what a run without data.domains takes from its store
     domains_most: ClassVar[int | None] = None  # at most so many; None: any number
     frozen: ClassVar[tuple[str, ...]] = ()  # nets that come from a parent and never change: in no part, checked by digest
+    learns_truth: ClassVar[bool] = False  # whether its batches say what only a world knows (`Batch.regions`, `Batch.modes`)
     judged_by: ClassVar[str] = "recollect.evaluation.validate:Validator"  # what chooses its best checkpoint, by name
 
     def __init__(self, config: ModelConfig, domains: Domains) -> None:

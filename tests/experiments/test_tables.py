@@ -23,7 +23,7 @@ from experiments import mguit_ablation, mguit_init
 from experiments.tables import Arm, Bound, Claim, Table, run_table
 from experiments.tables.jobs import Outcome, digest_of, look, plan, same_pictures, write
 from experiments.tables.locks import at_work
-from experiments.tables.numbers import Numbers, verdict, within
+from experiments.tables.numbers import verdict, within
 from experiments.tables.rows import PICTURES, ROWS, Judging, Results
 from experiments.tables.runs import Spent, train_jobs
 from experiments.tables.suites import DirectionSuite
@@ -35,6 +35,7 @@ from recollect.data.store import Store, write_store
 from recollect.data.worlds import build_streets
 from recollect.evaluation.evaluate import evaluate, short
 from recollect.evaluation.metrics import METRICS, Metric
+from recollect.evaluation.numbers import Numbers
 from recollect.evaluation.statistics import Measured, difference
 from recollect.evaluation.validate import Cases, translate_all
 from recollect.pipeline import Pipeline

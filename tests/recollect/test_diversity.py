@@ -254,13 +254,20 @@ def test_lpips_diversity_is_the_mean_over_pairs(protocol: Pairing, name: str, pa
 
 def test_the_protocols_are_the_papers() -> None:
     pairs = {name: pairing.choose(torch.Generator().manual_seed(0)) for name, pairing in LPIPS_PROTOCOLS.items()}
-    assert {name: len(chosen) for name, chosen in pairs.items()} == {"munit": 19, "stargan_v2": 45, "rg_unit": 45, "msgan": 50}
+    assert {name: len(chosen) for name, chosen in pairs.items()} == {
+        "quick": 45,
+        "munit": 19,
+        "stargan_v2": 45,
+        "rg_unit": 45,
+        "msgan": 50,
+    }
     assert len(set(pairs["munit"].flatten().tolist())) == 38, "disjoint"
     for chosen in pairs.values():
         assert len(set(map(tuple, chosen.tolist()))) == len(chosen) and bool((chosen[:, 0] < chosen[:, 1]).all())
     other = LPIPS_PROTOCOLS["msgan"].choose(torch.Generator().manual_seed(1))
     assert not torch.equal(other, pairs["msgan"])
     named = {name: (pairing.inputs, pairing.protocol) for name, pairing in LPIPS_PROTOCOLS.items()}
+    assert named.pop("quick") == (20, "10all")  # ours
     assert named == {"munit": (100, "19"), "stargan_v2": (None, "10all"), "rg_unit": (100, "10all"), "msgan": (None, "50of50")}
     assert {"munit": Sampling(100, 100), "quick": Sampling(20, 10)} == INCEPTION_PROTOCOLS
 

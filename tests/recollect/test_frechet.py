@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recollect.data.transforms import check_pictures
 from recollect.evaluation import classification
 from recollect.evaluation.extractors import Extractor
 from recollect.evaluation.features import feature_distance
-from recollect.evaluation.frechet import Stack, check_pictures, fid, frechet, kid
+from recollect.evaluation.frechet import Stack, fid, frechet, kid
 from recollect.evaluation.metrics import find_metric
 
 

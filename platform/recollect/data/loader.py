@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
@@ -42,6 +43,7 @@ class Feed:
         rank, world: this process, and how many there are.
         split: which part of the store; `data.known` and `data.limit`, in this order, apply to "train" only.
         workers: threads that decode ahead in `stream`; 0: none.
+        truth: also what only a world knows of its pictures: `Batch.regions` and `Batch.modes`, where the store has them.
 
     Raises ValueError for unknown names, a domain without pictures, and numbers that do not divide.
     """
@@ -58,6 +60,7 @@ class Feed:
         world: int = 1,
         split: str = "train",
         workers: int = 2,
+        truth: bool = False,
     ) -> None:
         if batch_size % world:
             raise ValueError(
@@ -66,7 +69,7 @@ class Feed:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of 0..{world - 1}")
         _check_cut(data.size, stride, data.short_side)
-        self.store, self.data, self.stride, self.seed, self.workers = store, data, stride, seed, workers
+        self.store, self.data, self.stride, self.seed, self.workers, self.truth = store, data, stride, seed, workers, truth
         self.batch_size = batch_size
         share = batch_size // world
         self.slots = tuple(range(rank * share, (rank + 1) * share))
@@ -114,11 +117,21 @@ class Feed:
             chosen.append(ids[order[entry]])
             generator = torch.Generator().manual_seed(_key(f"{self.seed}/crop/{domain}/{epoch}/{entry}"))
             samples.append(self._sample(chosen[-1], generator))
-        return _collate(self.store, samples, chosen, self.slots, [index] * len(chosen), self.stride)
+        batch = _collate(self.store, samples, chosen, self.slots, [index] * len(chosen), self.stride)
+        return self._with_truth(batch, [sample for sample, _ in samples]) if self.truth else batch
+
+    def _with_truth(self, batch: Batch, samples: Sequence[Sample]) -> Batch:
+        modes = [-1 if mode is None else mode for mode in self.store.column("mode", batch.ids)]
+        if not self.store.domains.regions:
+            return replace(batch, modes=torch.tensor(modes))
+        nothing = torch.zeros(self.data.size, self.data.size, dtype=torch.int64)  # a picture without a mask among others
+        masks = [nothing if cut.regions is None else cut.regions.as_subclass(Tensor).long() + 1 for cut in samples]
+        return replace(batch, regions=torch.stack(masks), modes=torch.tensor(modes))
 
     def _sample(self, id: str, generator: torch.Generator) -> tuple[Sample, Tensor | None]:
         record, data = self.store.record(id), self.data
-        sample = joint_crop(record, data.size, data.short_side, data.flip, generator, classes=self.store.domains.classes)
+        classes = self.store.domains.classes
+        sample = joint_crop(record, data.size, data.short_side, data.flip, generator, classes=classes, with_regions=self.truth)
         return sample, _attributes(self.store, record.attributes)
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, tuple[Batch, ...]]]:

@@ -213,6 +213,17 @@ def to_unit(image: Tensor) -> Tensor:
     return image.as_subclass(Tensor).to(torch.float32).div_(127.5).sub_(1)
 
 
+def check_pictures(images: Tensor, what: str = "pictures") -> None:
+    """Raise ValueError for what is no batch of finite pictures (B, 3, H, W) in [-1, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(f"{what} are floats of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+    if not bool(images.isfinite().all()):
+        raise ValueError(f"{what} have values that are not finite (NaN or infinite)")
+    low, high = (float(value) for value in images.aminmax())
+    if low < -1.001 or high > 1.001:
+        raise ValueError(f"{what} are in [-1, 1], not in [{low:.3g}, {high:.3g}]; to_unit makes them of uint8")
+
+
 def to_uint8(image: Tensor) -> Tensor:
     """Floats in [-1, 1] (clipped to it) to uint8, any shape; the inverse of `to_unit`.
 

@@ -17,6 +17,7 @@ Legend: B pictures, P pixels a side, S attributes that can be set, K true pictur
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,8 +26,16 @@ from torch import Tensor
 from recollect.batch import Guide
 from recollect.config import Run, did_you_mean
 from recollect.data.store import Store
-from recollect.data.transforms import to_uint8, to_unit
-from recollect.evaluation.attribute_cases import AttributeCases, Flip, Pictures, gather, has_counterparts, own_pictures
+from recollect.data.transforms import check_pictures, to_uint8, to_unit
+from recollect.evaluation.attribute_cases import (
+    AttributeCases,
+    Flip,
+    Pictures,
+    gather,
+    has_counterparts,
+    own_pictures,
+    random_targets,
+)
 from recollect.evaluation.baselines import Row
 from recollect.evaluation.features import feature_distance, pyramid
 from recollect.evaluation.grids import picture_grid
@@ -49,8 +58,13 @@ def translate_flips(pipeline: Pipeline, cases: AttributeCases) -> Tensor:
     return translate_to(pipeline, cases, _asked(cases, slice(None)))
 
 
-def translate_to(pipeline: Pipeline, pictures: Pictures, wanted: Sequence[tuple[int, Sequence[float]]]) -> Tensor:
-    """The deterministic translations (N, 3, P, P) in [0, 1], on the CPU, of pictures (by number) into wanted attributes (S,)."""
+def translate_to(
+    pipeline: Pipeline, pictures: Pictures, wanted: Sequence[tuple[int, Sequence[float]]], seeds: Sequence[int] | None = None
+) -> Tensor:
+    """Translations (N, 3, P, P) in [0, 1], on the CPU, of pictures (by number) into wanted attributes (S,).
+
+    Deterministic ones, or by random styles, a seed each. Raises ValueError, naming the pictures, for what are no pictures.
+    """
     found: dict[int, Tensor] = {}
     together: dict[tuple[str, str], list[int]] = {}
     for place, (picture, row) in enumerate(wanted):
@@ -60,9 +74,37 @@ def translate_to(pipeline: Pipeline, pictures: Pictures, wanted: Sequence[tuple[
             batch = places[start : start + BATCH]
             images = to_unit(pictures.images[[wanted[place][0] for place in batch]])
             guide = Guide(attributes=torch.tensor([list(wanted[place][1]) for place in batch]))
-            answer = pipeline(images, target, source=source, guide=guide).images.float().cpu()
+            own = None if seeds is None else [seeds[place] for place in batch]
+            answer = pipeline(images, target, source=source, guide=guide, seeds=own).images.float().cpu()
+            check_pictures(answer, f"the translations of {', '.join(pictures.ids[wanted[place][0]] for place in batch)}")
             found |= dict(zip(batch, (answer + 1) / 2, strict=True))
     return torch.stack([found[place] for place in range(len(wanted))])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Pictures, and a translation to ask for of some of them: which picture, and the attributes (S,) wanted."""
+
+    pictures: Pictures
+    wanted: tuple[tuple[int, tuple[float, ...]], ...]
+
+    @staticmethod
+    def at_random(pictures: Pictures, seed: int = 0) -> Asked:
+        """Of every picture the attributes of another one at random, as RG-UNIT's authors do."""
+        columns = [[pictures.names.index(name) for name in group] for group in pictures.groups]
+        chosen = pictures.own[random_targets(pictures.own, torch.arange(len(pictures)), columns, seed)]
+        return Asked(pictures, tuple((number, tuple(row)) for number, row in enumerate(chosen.tolist())))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self.pictures.ids[picture] for picture, _ in self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def translate(self, pipeline: Pipeline, chosen: Sequence[int], seeds: Sequence[int] | None = None) -> Tensor:
+        """As `Cases.translate`."""
+        return translate_to(pipeline, self.pictures, [self.wanted[row] for row in chosen], seeds) * 2 - 1
 
 
 def judge_flips(translations: Tensor, cases: AttributeCases) -> Judgement:
@@ -243,6 +285,11 @@ class AttributeJudge:
 
     def _resolve(self, name: str) -> str:
         measured = WITH_TRUTH if self.truth else WITHOUT
+        if self.run.evaluation.features:
+            raise ValueError(
+                "evaluation.features is for translators between domains; one that is told attributes is steered by "
+                f"{', '.join(measured)}, and judged by scores with `recollect evaluate --suite`"
+            )
         if name == "auto":
             return measured[0]
         if name not in measured:

@@ -31,12 +31,28 @@ class Row:
     judgement: Judgement
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A row's pictures (B, 3, S, S) in [0, 1], one of each case, before they are judged, and what they are to be judged by."""
+
+    name: str
+    kind: Literal["baseline", "ceiling"]
+    about: str
+    pictures: Tensor
+    cases: Cases
+
+
 def rows(cases: Cases, fitting: Cases | None) -> list[Row]:
     """All baselines that apply to these cases; those that are fitted need `fitting` cases with truth, of other scenes."""
+    return [Row(own.name, own.kind, own.about, judge(own.pictures, own.cases)) for own in drawn(cases, fitting)]
+
+
+def drawn(cases: Cases, fitting: Cases | None) -> list[Drawn]:
+    """What `rows` judges."""
     inputs = cases.images.float() / 255
     found = [
-        Row("the input itself", "baseline", "nothing is translated", judge(inputs, cases)),
-        Row("black", "baseline", "a black picture", judge(torch.zeros_like(inputs), cases)),
+        Drawn("the input itself", "baseline", "nothing is translated", inputs, cases),
+        Drawn("black", "baseline", "a black picture", torch.zeros_like(inputs), cases),
     ]
     if cases.truth is None:
         return found
@@ -46,13 +62,13 @@ def rows(cases: Cases, fitting: Cases | None) -> list[Row]:
         maps = fit_colour_maps(fitting)
         had = f"had the truth of {len(fitting)} other pictures in hand"
         found += [
-            Row("best constant colour", "baseline", had, judge(colour, cases)),
-            Row("best colour map", "baseline", had, judge(apply_maps(inputs, maps[:1]), cases)),
-            Row("best colour map per region", "baseline", f"{had}, and is told the regions",
-                judge(apply_maps(inputs, maps[1:], cases.truth.regions), cases)),
+            Drawn("best constant colour", "baseline", had, colour, cases),
+            Drawn("best colour map", "baseline", had, apply_maps(inputs, maps[:1]), cases),
+            Drawn("best colour map per region", "baseline", f"{had}, and is told the regions",
+                  apply_maps(inputs, maps[1:], cases.truth.regions), cases),
         ]  # fmt: skip
     if cases.truth.references.shape[1] > 1:
-        found.append(Row("another true render", "ceiling", "one true render, judged by the others", judge(*leave_one_out(cases))))
+        found.append(Drawn("another true render", "ceiling", "one true render, judged by the others", *leave_one_out(cases)))
     return found
 
 

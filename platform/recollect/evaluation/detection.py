@@ -25,7 +25,7 @@ from recollect.data.schema import SPLITS, Record
 from recollect.data.store import Store
 from recollect.data.transforms import decode, to_unit
 from recollect.evaluation.average_precision import METRIC, METRIC50, Annotated, Precision, precision
-from recollect.evaluation.evaluate import COLUMNS, steps_of
+from recollect.evaluation.evaluate import COLUMNS, config_of, steps_of
 from recollect.evaluation.grids import item_colours, picture_grid
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.validate import one_per_scene, spread
@@ -182,6 +182,8 @@ def evaluate_detector(
         "kind": "method",
         "method": opened.run.model.name,
         "about": f"{steps_of(opened)} steps",
+        "seed": opened.run.seed,
+        "config": config_of(opened.run),
         "source": "+".join(opened.run.data.domains),
         "target": "+".join(tested),
         "split": split,

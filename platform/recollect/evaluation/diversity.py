@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 from recollect.config import did_you_mean
-from recollect.data.transforms import to_unit
-from recollect.evaluation.frechet import Measurement, check_pictures
-from recollect.evaluation.validate import ByPicture, Cases, Judgement
+from recollect.evaluation.frechet import Measurement
+from recollect.evaluation.validate import ByPicture, Judgement
 from recollect.pipeline import Pipeline
 from recollect.training.sync import Ranks
 
@@ -64,6 +63,15 @@ class Compares(Protocol):
     @property
     def device(self) -> torch.device: ...
     def between(self, images: Tensor, pairs: Tensor) -> Tensor: ...  # (P,) of (n, 3, H, W) and pairs (P, 2) of their numbers
+
+
+class Asks(Protocol):
+    """Pictures, and what is asked of a translator for each: `validate.Cases`, or `attributes.Asked`."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def translate(self, pipeline: Pipeline, chosen: Sequence[int], seeds: Sequence[int] | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class Pairing(Sampling):
 Protocoled = TypeVar("Protocoled", bound=Sampling)
 INCEPTION_PROTOCOLS = {"munit": Sampling(100, 100), "quick": Sampling(20, 10)}
 LPIPS_PROTOCOLS = {
+    "quick": Pairing(20, 10, "all"),
     "munit": Pairing(100, 38, 19),  # 1,900 pairs; as BicycleGAN
     "stargan_v2": Pairing(None, 10, "all"),  # the mean over ordered pairs of domains is the caller's
     "rg_unit": Pairing(100, 10, "all"),
@@ -122,12 +131,12 @@ class Translations:
 
     Args:
         pipeline: the translator.
-        cases: the pictures and the direction.
+        cases: the pictures and what is asked of them.
         samples: how many of each picture, by seeds; 0: the deterministic one. In order: all of the first picture, then the next.
         seed: changes all draws.
     """
 
-    def __init__(self, pipeline: Pipeline, cases: Cases, samples: int = 0, seed: int = 0) -> None:
+    def __init__(self, pipeline: Pipeline, cases: Asks, samples: int = 0, seed: int = 0) -> None:
         self.pipeline, self.cases, self.samples, self.seed = pipeline, cases, samples, seed
 
     def __len__(self) -> int:
@@ -149,10 +158,7 @@ class Translations:
         seeds = None
         if samples is not None:
             seeds = [sample_seed(self.seed, self.cases.ids[case], sample) for case, sample in zip(chosen, samples, strict=True)]
-        images = to_unit(self.cases.images[list(chosen)])
-        answer = self.pipeline(images, self.cases.target, source=self.cases.source, seeds=seeds).images.float().cpu()
-        check_pictures(answer, f"the translations of {', '.join(sorted({self.cases.ids[case] for case in chosen}))}")
-        return answer
+        return self.cases.translate(self.pipeline, chosen, seeds)
 
 
 def sample_seed(seed: int, id: str, sample: int) -> int:
@@ -191,7 +197,7 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def inception_scores(
     pipeline: Pipeline,
-    cases: Cases,
+    cases: Asks,
     classifier: Classifies,
     protocol: str | Sampling = "munit",
     seed: int = 0,
@@ -204,19 +210,19 @@ def inception_scores(
 
     Args:
         pipeline: a translator; one without random styles has one translation a picture, and its CIS is 0 by definition.
-        cases: the inputs and the direction.
+        cases: the inputs and what is asked of them.
         protocol: `munit` (100 inputs x 100 samples), `quick` (20 x 10), or numbers of your own, which are then in the name.
         ranks: who shares the work; every rank calls this with the same arguments, and every rank gets the numbers.
 
     Raises ValueError for unknown protocols, for fewer inputs than the protocol has, for one class only, and for answers
     that are no probabilities.
     """
-    sampling = _protocol(protocol, INCEPTION_PROTOCOLS)
+    sampling = protocol_of(protocol, INCEPTION_PROTOCOLS)
     if classifier.classes < 2:
         raise ValueError(f"{classifier.name} tells {classifier.classes} class; an inception score needs at least 2")
     if sampling.samples < 2:
         raise ValueError(f"an inception score needs at least 2 samples of an input, not {sampling.samples}")
-    rows = _inputs(cases, sampling, protocol)
+    rows = inputs_of(cases, sampling, protocol)
     several, questions, classes = pipeline.random_styles, len(classifier.questions), classifier.classes
     drawn = Translations(pipeline, cases, sampling.samples if several else 0, seed)
     own = torch.zeros(len(rows), questions, dtype=torch.double)  # CIS by input
@@ -229,7 +235,7 @@ def inception_scores(
     own, means, within = (ranks.reduce(state.to(classifier.device)).cpu() for state in (own, means, within))
     marginal = means.mean(0)
     whole = (within.mean(0) - torch.xlogy(marginal, marginal).sum(-1)).clamp_min(0)  # (Q,): the mean KL to the marginal
-    suffix = f"_{len(rows)}x{sampling.samples}@{classifier.name}"
+    suffix = inception_name("", len(rows), sampling, classifier)
     by_picture = _by_question(f"cis{suffix}", own, rows, len(cases), classifier.questions)
     values = _scores(f"cis{suffix}", own.mean(0), classifier.questions) | _scores(f"is{suffix}", whole, classifier.questions)
     about = _about(classifier, len(rows), sampling.samples, seed, several) | {"classes": classes, "log_classes": log(classes)}
@@ -238,7 +244,7 @@ def inception_scores(
 
 def lpips_diversity(
     pipeline: Pipeline,
-    cases: Cases,
+    cases: Asks,
     distance: Compares,
     protocol: str | Pairing = "munit",
     seed: int = 0,
@@ -248,15 +254,15 @@ def lpips_diversity(
 
     Args:
         pipeline: a translator; one without random styles scores 0.
-        cases: the inputs and the direction.
+        cases: the inputs and what is asked of them.
         distance: `extractors.open_lpips`. Only the published AlexNet's number has the name without `@`.
-        protocol: `munit`, `stargan_v2`, `rg_unit`, `msgan`, or a `Pairing` of your own.
+        protocol: `munit`, `stargan_v2`, `rg_unit`, `msgan`, `quick`, or a `Pairing` of your own.
         ranks: as of `inception_scores`.
 
     Raises ValueError for unknown protocols and for fewer inputs than the protocol has.
     """
-    pairing = _protocol(protocol, LPIPS_PROTOCOLS)
-    rows = _inputs(cases, pairing, protocol)
+    pairing = protocol_of(protocol, LPIPS_PROTOCOLS)
+    rows = inputs_of(cases, pairing, protocol)
     drawn = Translations(pipeline, cases, pairing.samples, seed)
     several = pipeline.random_styles
     own = torch.zeros(len(rows), dtype=torch.double)
@@ -266,12 +272,22 @@ def lpips_diversity(
         images = torch.cat([drawn.draw(rows[place], part) for part in _parts(pairing.samples)])
         own[place] = distance.between(images, pairs).double().mean()
     own = ranks.reduce(own.to(distance.device)).cpu()
-    features = "" if distance.published and distance.name == "alex" else f"@{distance.name}"
-    name = f"lpips_{len(rows)}x{pairing.protocol}{features}"
+    name = lpips_name(len(rows), pairing, distance)
     pairs_each = len(pairing.choose(torch.Generator()))
     about = _about(distance, len(rows), pairing.samples, seed, several) | {"pairs": pairs_each}
     by_picture = _by_question(name, own[:, None], rows, len(cases), ("",))
     return Measurement(Judgement({name: float(own.mean())}, by_picture), about)
+
+
+def inception_name(kind: str, inputs: int, sampling: Sampling, classifier: Classifies) -> str:
+    """What `is` or `cis` of so many inputs is called."""
+    return f"{kind}_{inputs}x{sampling.samples}@{classifier.name}"
+
+
+def lpips_name(inputs: int, pairing: Pairing, distance: Compares) -> str:
+    """What the diversity of so many inputs is called: only with the published AlexNet without the network's name."""
+    features = "" if distance.published and distance.name == "alex" else f"@{distance.name}"
+    return f"lpips_{inputs}x{pairing.protocol}{features}"
 
 
 def _probabilities(drawn: Translations, case: int, classifier: Classifies) -> Tensor:
@@ -291,7 +307,8 @@ def _parts(samples: int) -> list[range]:
     return [range(start, min(start + BATCH, samples)) for start in range(0, samples, BATCH)]
 
 
-def _protocol(protocol: str | Protocoled, known: dict[str, Protocoled]) -> Protocoled:
+def protocol_of(protocol: str | Protocoled, known: dict[str, Protocoled]) -> Protocoled:
+    """The numbers behind a protocol's name. Raises ValueError for one that is not known."""
     if not isinstance(protocol, str):
         return protocol
     if protocol not in known:
@@ -299,8 +316,11 @@ def _protocol(protocol: str | Protocoled, known: dict[str, Protocoled]) -> Proto
     return known[protocol]
 
 
-def _inputs(cases: Cases, sampling: Sampling, protocol: object) -> list[int]:
-    """Which of the cases are translated: as many as the protocol says, evenly spread."""
+def inputs_of(cases: Asks, sampling: Sampling, protocol: object = None) -> list[int]:
+    """Which of the cases are translated: as many as the protocol says, evenly spread.
+
+    Raises ValueError where there are fewer.
+    """
     count = len(cases) if sampling.inputs is None else sampling.inputs
     if not 1 <= count <= len(cases):
         raise ValueError(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 from rich.console import Console
 from rich.table import Table
 
-from recollect.bundle import Bundle, filesystem_of, open_bundle
-from recollect.config import find_method, resolve
+from recollect.bundle import Bundle, open_bundle
+from recollect.config import Run, find_method, overlay, resolve
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
 from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.metrics import METRICS, find_metric
+from recollect.evaluation.results import COLUMNS, NO_SEED, Results, append, by_picture, nothing
 from recollect.evaluation.statistics import bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
 from recollect.retrieval.guided import check_guided, open_pipeline
@@ -30,10 +29,8 @@ from recollect.trainable import Trainable, Translator
 
 logger = logging.getLogger("recollect")
 
+__all__ = ["COLUMNS", "KINDS", "append", "evaluate", "measure", "show", "table"]
 RESAMPLES = 1000
-KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
-COLUMNS = ["name", "kind", "method", "about", "source", "target", "split", "metric", "value", "low", "high", "pictures", "bundle",
-           "data", "features"]  # fmt: skip
 KINDS = ("method", "baseline", "ceiling")
 WIDE = 12  # parts side by side; more stand one below the other
 DETECTOR = "recollect.evaluation.detection:DetectionJudge"
@@ -51,10 +48,26 @@ def evaluate(
     index: str = "",
     library: str = "",
 ) -> pd.DataFrame:
-    """A bundle and its baselines on a split of a store, one row a metric (see COLUMNS).
+    """The rows of `measure`."""
+    return measure(bundle, store_uri, split, pictures, progress, device, domains, index, library).rows
+
+
+def measure(
+    bundle: str | os.PathLike[str] | Bundle,
+    store_uri: str | os.PathLike[str],
+    split: str = "test",
+    pictures: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    device: str = "cpu",
+    domains: Sequence[str] | None = None,
+    index: str = "",
+    library: str = "",
+    known: Results | None = None,
+) -> Results:
+    """A bundle and its baselines on a split of a store, one row a metric (see COLUMNS), with the values by picture.
 
     Baselines are fitted on the validation split; where that is the one to judge, every second scene is judged and the others
-    serve for fitting. `low` and `high` bound scene_error, its regions and content_kept at 95 % (bootstrap over the pictures).
+    serve for fitting. `low` and `high` bound what is made of pictures at 95 % (bootstrap over the pictures).
 
     Args:
         bundle: what to judge; its run says the direction and the size.
@@ -63,6 +76,7 @@ def evaluate(
         progress: told in words what is being done.
         domains: where a detector is judged; None: in those that it was trained on. Translators have a direction instead.
         index, library: as `open_pipeline` takes them, for a method that is guided by neighbours.
+        known: what was measured before; a bundle that was judged on these very pictures is not judged again.
 
     Raises ValueError for unknown splits, and for stores without the bundle's domains.
     """
@@ -73,24 +87,27 @@ def evaluate(
     if judge_name == DETECTOR:
         from recollect.evaluation.detection import evaluate_detector  # which makes its rows with this module
 
-        return evaluate_detector(opened, store_uri, split, domains, pictures, device)
+        return Results(evaluate_detector(opened, store_uri, split, domains, pictures, device), nothing().pictures)
     if domains is not None:
         raise ValueError(f"{opened.path} holds {opened.run.model.name!r}; only a detector is judged by domain")
+    store = Store.open(store_uri)
     if judge_name != Trainable.judged_by:
-        return _by_its_judge(opened, Store.open(store_uri), split, pictures, tell, device, index, library)
-    pipeline, store, run = open_pipeline(opened, device, index=index, library=library), Store.open(store_uri), opened.run
+        return _by_its_judge(opened, store, split, pictures, tell, device, index, library, known)
+    run = opened.run
     cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
+    about = facts_of(opened, store, cases.source, cases.target, split, len(cases))
+    if (found := _judged(known, about)) is not None:
+        tell(f"{len(cases)} pictures from {cases.source} to {cases.target} were judged before")
+        return found
+    pipeline = open_pipeline(opened, device, index=index, library=library)
     tell(f"translating {len(cases)} pictures from {cases.source} to {cases.target}")
     judgement = judge(translate_all(pipeline, cases), cases)
     judgement.values.update(examine_memory(pipeline, cases) | memory_use(pipeline, cases))
-    common = {"source": cases.source, "target": cases.target, "split": split, "pictures": len(cases), "data": store.digest}
-    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
-    found = _rows({**method, "bundle": opened.digest, **common}, judgement)
+    result = results_of(about, judgement, cases.ids)
     tell("fitting and judging baselines")
     for row in baselines.rows(cases, fitting):
-        facts = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
-        found += _rows(facts, row.judgement)
-    return pd.DataFrame(found, columns=COLUMNS)
+        result += results_of(_beside(about, row), row.judgement, cases.ids)
+    return result
 
 
 def _by_its_judge(
@@ -102,7 +119,8 @@ def _by_its_judge(
     device: str,
     index: str,
     library: str,
-) -> pd.DataFrame:
+    known: Results | None,
+) -> Results:
     """A method that is judged otherwise than by a direction between two domains, by the judge that it names."""
     _check_split(split)
     run = opened.run
@@ -115,17 +133,60 @@ def _by_its_judge(
         logger.warning(text, len(judge.ids), len(judge.ids) + left_out, split)
     translates = issubclass(find_method(run.model.name), Translator)
     subject: Any = open_pipeline(opened, device, index=index, library=library) if translates else opened.build().to(device)
-    tell(f"judging {judge.about.rpartition(': ')[2] or run.model.name}")
+    ids = judge.cases(subject).ids if translates else judge.ids
     where = "+".join(run.data.domains)
+    if translates and (found := _judged(known, facts_of(opened, store, where, where, split, len(ids)))) is not None:
+        tell(f"{len(ids)} pictures were judged before")
+        return found
+    tell(f"judging {judge.about.rpartition(': ')[2] or run.model.name}")
     judgement = judge.judgement(subject)
-    count = max((len(own.values) for own in judgement.by_picture.values()), default=len(judge.ids))
-    common = {"source": where, "target": where, "split": split, "pictures": count, "data": store.digest}
-    facts = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
-    found = _rows({**facts, "bundle": opened.digest, **common}, judgement)
+    count = max((len(own.values) for own in judgement.by_picture.values()), default=len(ids))
+    about = facts_of(opened, store, where, where, split, count)
+    result = results_of(about, judgement, ids)
     for row in judge.baselines(subject):
-        own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", **common}
-        found += _rows(own, row.judgement)
-    return pd.DataFrame(found, columns=COLUMNS)
+        result += results_of(_beside(about, row), row.judgement, ids)
+    return result
+
+
+def facts_of(opened: Bundle, store: Store, source: str, target: str, split: str, pictures: int) -> dict[str, Any]:
+    """What the rows of a bundle say beside metric and value."""
+    run = opened.run
+    method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
+    where = {"source": source, "target": target, "split": split, "pictures": pictures}
+    return {**method, **where, "bundle": opened.digest, "data": store.digest, "seed": run.seed, "config": config_of(run)}
+
+
+def config_of(run: Run) -> str:
+    """What runs that differ in nothing but their seed have in common: a digest of the rest, without names and places."""
+    config = overlay(run, {"name": "", "seed": 0, "data.store": "", "data.index": "", "data.library": ""}).model_dump(mode="json")
+    if "parent" in config["model"]:  # each seed has parents of its own
+        config["model"]["parent"] = ""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _beside(about: dict[str, Any], row: baselines.Row) -> dict[str, Any]:
+    own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", "seed": NO_SEED, "config": ""}
+    return {**about, **own}
+
+
+def _judged(known: Results | None, about: dict[str, Any]) -> Results | None:
+    """What is known of these pictures of the bundle and of what stands beside it, where both are there; without scores."""
+    if known is None:
+        return None
+    here = known.of({name: about[name] for name in ("source", "target", "split", "pictures", "data")})
+    frames = (here.rows, here.pictures)
+    rows, pictures = (frame[(frame["bundle"] == about["bundle"]) | (frame["kind"] != "method")] for frame in frames)
+    rows = rows[rows["features"].isin(["", "pyramid"])]
+    if not all((rows["kind"] == kind).any() for kind in ("method", "baseline")):
+        return None
+    return Results(rows, pictures[pictures["metric"].isin(rows["metric"])])
+
+
+def results_of(about: dict[str, Any], judgement: Judgement, ids: Sequence[str], features: str = "") -> Results:
+    """A judgement of the pictures with these ids, as results; `features` is the digest of those that it was made with."""
+    fits = all(len(own.values) == len(ids) for own in judgement.by_picture.values())  # a retriever's are of its queries
+    pictures = by_picture(about, judgement, ids) if fits else nothing().pictures
+    return Results(pd.DataFrame(_rows(about, judgement, features), columns=COLUMNS), pictures)
 
 
 def steps_of(bundle: Bundle) -> int:
@@ -151,13 +212,13 @@ def _check_split(split: str) -> None:
         raise ValueError(f"there is nothing to judge on the split {split!r}; it is val or test")
 
 
-def _rows(facts: dict[str, Any], judgement: Judgement) -> list[dict[str, Any]]:
+def _rows(facts: dict[str, Any], judgement: Judgement, by: str = "") -> list[dict[str, Any]]:
     intervals = bootstrap(judgement)
     nothing = (float("nan"), float("nan"))
     found = []
     for metric, value in judgement.values.items():
         low, high = intervals.get(metric, nothing)
-        features = "pyramid" if metric.split("/")[0] == DISTANCE else ""
+        features = "pyramid" if metric.split("/")[0] == DISTANCE else by
         found.append({**facts, "metric": metric, "value": value, "low": low, "high": high, "features": features})
     return found
 
@@ -171,23 +232,6 @@ def bootstrap(judgement: Judgement, seed: int = 0) -> dict[str, tuple[float, flo
             times = draw_pictures(measured.values.shape[1], RESAMPLES, seed)
             found[metric] = bounds(measured.scores(times)[:, 0])  # nan: not drawn
     return found
-
-
-def append(path: str | os.PathLike[str], frame: pd.DataFrame) -> pd.DataFrame:
-    """Add rows to a Parquet file (any `pyarrow.fs` URI), replacing those with the same KEY; returns all rows.
-
-    A reader sees the old file or the new one, never a half.
-    """
-    filesystem, root = filesystem_of(path)
-    if filesystem.get_file_info(root).type == fs.FileType.File:
-        frame = pd.concat([pq.read_table(root, filesystem=filesystem).to_pandas(), frame], ignore_index=True)
-    frame = frame.drop_duplicates(KEY, keep="last", ignore_index=True)
-    folder, _, name = root.rpartition("/")
-    filesystem.create_dir(folder, recursive=True)
-    work = f"{folder}/.{name}-{uuid.uuid4().hex[:8]}"
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), work, filesystem=filesystem)
-    filesystem.move(work, root)
-    return frame
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -228,13 +272,16 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     wide = table(frame)
     bounds = {side: _bounds(frame, side, wide) for side in ("low", "high")}
     first = frame.iloc[0]
+    scores = [column for column in wide.columns if column not in METRICS and is_whole(column)]
     where = first["source"] if first["source"] == first["target"] else f"{first['source']} to {first['target']}"
     title = f"{where}, {first['pictures']} {first['split']} pictures"
     families = _families(list(wide.columns))
     parts = [column for columns in families.values() for column in columns]
-    memory = [column for column in wide.columns if column not in parts and _needs_memory(column)]
+    memory = [column for column in wide.columns if column not in [*parts, *scores] and _needs_memory(column)]
     deciding = [column for column in wide.columns if column in METRICS and column not in memory]
     console.print(_rich(wide[deciding], title, bounds))
+    if scores:
+        console.print(_upright(wide[scores].dropna(how="all"), "scores by protocol", bounds))
     for family, columns in families.items():
         heading = f"{family} {find_metric(family).arrow} by {find_metric(family).parts}"
         console.print(_rich(wide[columns], heading, None) if len(columns) <= WIDE else _upright(wide[columns], heading))
@@ -253,14 +300,30 @@ def _families(columns: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _upright(wide: pd.DataFrame, title: str) -> Table:
+def is_whole(metric: str) -> bool:
+    """Whether a metric is one itself, or one measured by a protocol, and no part of one.
+
+    >>> is_whole("scene_error"), is_whole("fid_60@features:0a1b2c3d"), is_whole("cis_20x10@inception/exp")
+    (True, True, False)
+    """
+    if metric in METRICS:
+        return True
+    try:
+        return find_metric(metric).protocols and "/" not in metric
+    except ValueError:
+        return False
+
+
+def _upright(wide: pd.DataFrame, title: str, bounds: dict[str, pd.DataFrame] | None = None) -> Table:
     """A table of many parts: one a row, and a column for each name."""
     shown = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     shown.add_column("")
     for _, name in wide.index:
         shown.add_column(name, justify="right")
     for column in wide.columns:
-        shown.add_row(column.rpartition("/")[2], *(_cell(value) for value in wide[column]))
+        name = f"{column} {find_metric(column).arrow}" if bounds else column.rpartition("/")[2]
+        ends = [bounds[side].loc[wide.index, column] for side in ("low", "high")] if bounds else []
+        shown.add_row(name, *(_cell(*own) for own in zip(wide[column], *ends, strict=True)))
     return shown
 
 

@@ -2,6 +2,7 @@
 
     inception      the Inception-v3 of FID, KID and IS as published: TensorFlow's of 2015, 2048 features, 1008 classes
     inception_v3   torchvision's Inception-v3, or one fine-tuned on the modes of a domain as MUNIT's IS and CIS want it
+    features       a bundle of `trainables.features`, trained on the data itself; see `own_features`
     classifier     a bundle of `trainables.classifier`: its features, and each of its attributes as a question
     alex, vgg, squeeze   what LPIPS compares pictures in
 
@@ -33,9 +34,8 @@ from torchvision import models
 
 from recollect.bundle import Bundle, open_bundle
 from recollect.config import Frozen, did_you_mean
-from recollect.data.transforms import to_uint8
+from recollect.data.transforms import check_pictures, to_uint8
 from recollect.evaluation.classification import AttributeClassifier, answer
-from recollect.evaluation.frechet import check_pictures
 from recollect.evaluation.inception import SIDE, inception_net, resize_like_tensorflow
 from recollect.pretrained import WeightsFile, read_weights
 from recollect.trainable import weights_digest
@@ -48,10 +48,10 @@ class FeaturesConfig(Frozen):
     """Which network describes pictures, and where its weights are.
 
     `weights` is a safetensors file of that layout with its SHA-256; its digest is then in the metrics' names. Empty: the
-    published file in torch's cache, which `download` allows to fill. `bundle` is the classifier's, a path or URI.
+    published file in torch's cache, which `download` allows to fill. `bundle` is that of `features` or of a `classifier`.
     """
 
-    name: Literal["inception", "inception_v3", "classifier", "alex", "vgg", "squeeze"] = "inception"
+    name: Literal["inception", "inception_v3", "features", "classifier", "alex", "vgg", "squeeze"] = "inception"
     weights: WeightsFile = WeightsFile()
     bundle: str = ""
     download: bool = False
@@ -249,17 +249,46 @@ class Lpips:
                 raise ValueError(f"LPIPS needs pictures of {SMALLEST} pixels a side, not {tuple(images.shape[2:])}")
 
 
-def open_extractor(config: FeaturesConfig, device: str | torch.device = "cpu", field: str = "evaluation.features") -> Extractor:
+def features_named(text: str, download: bool = False) -> FeaturesConfig:
+    """What a word says: a published network (`inception`, `alex`), or the place of a bundle of features or of a classifier.
+
+    Raises ValueError where it is neither.
+    """
+    if text in PUBLISHED:
+        return FeaturesConfig.model_validate({"name": text, "download": download})
+    try:
+        kind = open_bundle(text).run.model.name
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{text!r} is neither a bundle ({error}) nor a published network ({', '.join(PUBLISHED)})") from None
+    if kind not in ("features", "classifier"):
+        raise ValueError(f"{text} holds {kind!r}, which describes no pictures; `recollect features train` makes what does")
+    return FeaturesConfig.model_validate({"name": kind, "bundle": text})
+
+
+def open_extractor(
+    config: FeaturesConfig, device: str | torch.device = "cpu", field: str = "evaluation.features", target: str = ""
+) -> Extractor:
     """The network that a configuration names, for `fid`, `kid`, `is` and `cis`; `field` is what errors call the configuration.
 
-    Raises ValueError where weights are missing or others than said, with what to do about it.
+    `target` is the domain that pictures are translated to: own features ask for its styles. Raises ValueError where weights are
+    missing or others than said, with what to do about it.
     """
+    if config.name == "features":
+        from recollect.evaluation.own_features import OwnFeatures  # which is made of what is here
+
+        if not config.bundle:
+            raise ValueError(
+                f"{field}.bundle is empty; give a bundle of features (`recollect features train STORE --out BUNDLE`)"
+            )
+        return OwnFeatures(config.bundle, device, target)
     if config.name == "classifier":
         if not config.bundle:
             raise ValueError(f"{field}.bundle is empty; give the bundle of a classifier (`recollect train classifier:tiny`)")
         return ByClassifierBundle(config.bundle, device)
     if config.name not in ("inception", "inception_v3"):
-        raise ValueError(f"{config.name} compares pictures by LPIPS and tells no features of sets; use inception or classifier")
+        raise ValueError(
+            f"{config.name} compares pictures by LPIPS and tells no features of sets; use inception, features or classifier"
+        )
     tensors, published = read_published(config, field)
     try:
         return Inception(tensors, config.name == "inception", config.name, published, device)

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from recollect.data.transforms import to_unit
+from recollect.data.transforms import check_pictures, to_unit
 from recollect.evaluation.validate import Judgement
 from recollect.training.sync import Ranks
 
@@ -91,7 +91,7 @@ def fid(
             distance.update(found, real=side == 0)
     _reduce(distance, ranks)
     reals, fakes = (len(rows) for _, rows in sides)
-    name = _named("fid", fakes, reals, extractor)
+    name = set_name("fid", fakes, reals, extractor)
     about = _about(extractor, reals, fakes) | {"rank_deficient": int(min(reals, fakes) <= extractor.features)}
     return Measurement(Judgement({name: float(distance.compute())}, {}), about)
 
@@ -138,7 +138,7 @@ def kid(
         mean, deviation = distance.compute()
     reals, fakes = (len(rows) for _, rows in sides)
     protocol = "" if (subsets, size) == (KERNEL_SUBSETS, KERNEL_SIZE) else f"_{subsets}x{size}"
-    name = _named("kid", fakes, reals, extractor, protocol)
+    name = set_name("kid", fakes, reals, extractor, protocol)
     about = {"subsets": times, "subset_size": used, "deviation": float(deviation), "seed": seed}
     return Measurement(Judgement({name: float(mean)}, {}), _about(extractor, reals, fakes) | about)
 
@@ -154,17 +154,6 @@ def frechet(real: Tensor, fake: Tensor) -> float:
     distance.update(real.double(), real=True)
     distance.update(fake.double(), real=False)
     return float(distance.compute())
-
-
-def check_pictures(images: Tensor, what: str = "pictures") -> None:
-    """Raise ValueError for what is no batch of finite pictures (B, 3, H, W) in [-1, 1]."""
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"{what} are floats of shape (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
-    if not bool(images.isfinite().all()):
-        raise ValueError(f"{what} have values that are not finite (NaN or infinite)")
-    low, high = (float(value) for value in images.aminmax())
-    if low < -1.001 or high > 1.001:
-        raise ValueError(f"{what} are in [-1, 1], not in [{low:.3g}, {high:.3g}]; to_unit makes them of uint8")
 
 
 def _sides(real: PictureSet, fake: PictureSet, count: int | None) -> list[tuple[PictureSet, list[int]]]:
@@ -219,7 +208,8 @@ def _reduce(distance: nn.Module, ranks: Ranks) -> None:
             setattr(distance, name, ranks.reduce(getattr(distance, name)))
 
 
-def _named(kind: str, fakes: int, reals: int, extractor: Describes, protocol: str = "") -> str:
+def set_name(kind: str, fakes: int, reals: int, extractor: Describes, protocol: str = "") -> str:
+    """What a distance of so many translations from so many real pictures is called."""
     return f"{kind}_{fakes if fakes == reals else f'{fakes}v{reals}'}{protocol}@{extractor.name}"
 
 

@@ -24,6 +24,7 @@ class Metric:
     """A metric's name, which way is up, its unit, what it needs to be computed, and what it says.
 
     `parts` is what `name/<part>` stands for (a region, an attribute) where a table shows the parts as well; empty: it does not.
+    `cost` is what it takes, on one CPU core where it is a time.
     `protocols`: what is measured goes by `name_<protocol>@<features>`, because the number depends on both.
     """
 
@@ -34,6 +35,7 @@ class Metric:
     about: str
     parts: str = ""
     protocols: bool = False
+    cost: str = "a translation a picture"
 
     @property
     def arrow(self) -> str:
@@ -60,7 +62,7 @@ _LISTED = (
         "pictures",
         "distance of the set of translations to pictures of the target",
     ),
-    Metric("effective_items", False, "items", "memory", "how many memory items a cell's read averages"),
+    Metric("effective_items", False, "items", "memory", "how many memory items a cell's read averages", cost="a read a picture"),
     Metric(
         "class_found",
         True,
@@ -68,14 +70,58 @@ _LISTED = (
         "memory",
         "cells that read an item of their own class without being told it",
     ),
-    Metric("memory/cosine", False, "cosine", "memory", "mean similarity of a class's different keys; 1: collapsed"),
-    Metric("memory/dead", False, "items", "memory", "items of a class that are hardly ever written"),
-    Metric("memory_use/found", True, "share", "memory", "cells in boxes whose most read item is of the box's class"),
-    Metric("memory_use/shuffled", True, "of the error", "memory", "rise of a class's error when classes exchange their values"),
-    Metric("memory_use/class_free", False, "of the error", "memory", "rise of the error when it is read without the classes"),
-    Metric("memory_use/local", True, "ratio", "memory", "change inside a class, when its values change, to that elsewhere"),
-    Metric("detection_map", True, "AP", "boxes", "COCO average precision over IoU .50 to .95, mean over classes"),
-    Metric("detection_map50", True, "AP", "boxes", "average precision at IoU .50, mean over classes"),
+    Metric(
+        "memory/cosine", False, "cosine", "memory", "mean similarity of a class's different keys; 1: collapsed", cost="nothing"
+    ),
+    Metric("memory/dead", False, "items", "memory", "items of a class that are hardly ever written", cost="nothing"),
+    Metric(
+        "memory_use/found",
+        True,
+        "share",
+        "memory",
+        "cells in boxes whose most read item is of the box's class",
+        cost="a read a picture",
+    ),
+    Metric(
+        "memory_use/shuffled",
+        True,
+        "of the error",
+        "memory",
+        "rise of a class's error when classes exchange their values",
+        cost="a translation a picture and class",
+    ),
+    Metric(
+        "memory_use/class_free",
+        False,
+        "of the error",
+        "memory",
+        "rise of the error when it is read without the classes",
+        cost="two translations a picture",
+    ),
+    Metric(
+        "memory_use/local",
+        True,
+        "ratio",
+        "memory",
+        "change inside a class, when its values change, to that elsewhere",
+        cost="two translations a picture and class",
+    ),
+    Metric(
+        "detection_map",
+        True,
+        "AP",
+        "boxes",
+        "COCO average precision over IoU .50 to .95, mean over classes",
+        cost="training a detector; then a detection a picture",
+    ),
+    Metric(
+        "detection_map50",
+        True,
+        "AP",
+        "boxes",
+        "average precision at IoU .50, mean over classes",
+        cost="measured with `detection_map`",
+    ),
 )
 _OF_ATTRIBUTES = (  # of translators into attributes, by the attribute that was to change
     Metric(
@@ -106,7 +152,7 @@ _OF_ATTRIBUTES = (  # of translators into attributes, by the attribute that was 
     ),
 )
 _OF_INPUTS = tuple(
-    replace(metric, name=f"{metric.name}@input", about=f"{metric.about}, of the input: doing nothing")
+    replace(metric, name=f"{metric.name}@input", about=f"{metric.about}, of the input: doing nothing", cost="nothing")
     for metric in (*_LISTED, *_OF_ATTRIBUTES)
     if metric.name in ("content_kept", "feature_distance@pyramid") or metric in _OF_ATTRIBUTES
 )
@@ -130,6 +176,19 @@ _OF_CLASSIFIERS = (
         parts="attribute",
     ),
 )
+_OF_FEATURES = (
+    Metric(
+        "darkening",
+        True,
+        "share",
+        "features",
+        "how far darkened pictures of another domain are from the target, of how far these are as they are",
+        parts="pair of domains",
+    ),
+    Metric("domain_found", True, "share", "features", "of true pictures, those whose domain is named rightly"),
+    Metric("fid@features", False, "squared distance", "features", "Fréchet distance to real pictures, in own features"),
+    Metric("kid@features", False, "MMD²", "features", "kernel distance to real pictures, in own features, unbiased"),
+)
 _OF_RETRIEVERS = (
     Metric("p_at_10", True, "share", "embeddings", "of the ten nearest, those that agree with what was asked", parts="attribute"),
     Metric("p_at_10/attributes", True, "share", "embeddings", "mean of P@10 over the style attributes"),
@@ -143,13 +202,60 @@ _OF_RETRIEVERS = (
     Metric("counterpart_at_10", True, "share", "embeddings", "queries that find the very same face as wanted among the ten"),
 )
 _BY_PROTOCOL = (  # recollect.evaluation.diversity and recollect.evaluation.frechet; docs/metrics.md says what the names say
-    Metric("is", True, "nats", "classifier", "how sure a classifier is of translations and how they differ", protocols=True),
-    Metric("cis", True, "nats", "classifier", "the same of the translations of one picture, then the mean", protocols=True),
-    Metric("lpips", True, "LPIPS", "features", "mean perceptual distance between translations of one picture", protocols=True),
-    Metric("fid", False, "squared distance", "features", "Fréchet distance of the features to real pictures'", protocols=True),
-    Metric("kid", False, "MMD²", "features", "kernel distance of the features to real pictures', unbiased", protocols=True),
+    Metric(
+        "is",
+        True,
+        "nats",
+        "classifier",
+        "how sure a classifier is of translations and how they differ",
+        protocols=True,
+        cost="inputs x samples translations, each classified (Inception 0.15 s)",
+    ),
+    Metric(
+        "cis",
+        True,
+        "nats",
+        "classifier",
+        "the same of the translations of one picture, then the mean",
+        protocols=True,
+        cost="measured with `is`",
+    ),
+    Metric(
+        "lpips",
+        True,
+        "LPIPS",
+        "features",
+        "mean perceptual distance between translations of one picture",
+        protocols=True,
+        cost="inputs x samples translations; a pair 2 ms (AlexNet, 64 px)",
+    ),
+    Metric(
+        "fid",
+        False,
+        "squared distance",
+        "features",
+        "Fréchet distance of the features to real pictures'",
+        protocols=True,
+        cost="a translation a picture, all described (Inception 0.15 s, own 1 ms)",
+    ),
+    Metric(
+        "kid",
+        False,
+        "MMD²",
+        "features",
+        "kernel distance of the features to real pictures', unbiased",
+        protocols=True,
+        cost="as `fid`",
+    ),
 )
 _PROTOCOL = re.compile(r"_\d+(?:[vx]\d+(?:all|of\d+)?)?(?:_\d+x\d+)?(?:@.+)?")  # 1000, 200v50, 100x19, 100x10all, 500_50x100
+COSTS = {  # what most metrics of a group take, where it is not a translation of every picture
+    **{metric.name: "an embedding a picture" for metric in _OF_RETRIEVERS},
+    **dict.fromkeys(("accuracy", "majority"), "a classification a picture"),
+    **dict.fromkeys(("accuracy@classifier", "fid@classifier"), "a translation a picture, and its classification"),
+    **dict.fromkeys(("darkening", "domain_found"), "features of 200 pictures a domain"),
+    "class_found": "a read a picture",
+}
 METRICS: dict[str, Metric] = {}
 
 
@@ -166,7 +272,8 @@ def register(*metrics: Metric) -> None:
             )
 
 
-register(*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_RETRIEVERS, *_BY_PROTOCOL)
+_EVERY = (*_LISTED, *_OF_ATTRIBUTES, *_OF_INPUTS, *_OF_CLASSIFIERS, *_OF_FEATURES, *_OF_RETRIEVERS, *_BY_PROTOCOL)
+register(*(replace(metric, cost=COSTS.get(metric.name, metric.cost)) for metric in _EVERY))
 
 
 def find_metric(name: str) -> Metric:

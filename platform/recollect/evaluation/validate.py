@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from recollect.config import Run, did_you_mean
 from recollect.data.schema import Record
 from recollect.data.store import Store
-from recollect.data.transforms import Sample, joint_crop, rasterise, to_uint8, to_unit
+from recollect.data.transforms import Sample, check_pictures, joint_crop, rasterise, to_uint8, to_unit
 from recollect.evaluation.features import feature_distance, pyramid
 from recollect.evaluation.grids import colour_items, picture_grid
 from recollect.evaluation.metrics import (
@@ -36,8 +36,12 @@ from recollect.evaluation.metrics import (
 from recollect.evaluation.statistics import Measured
 from recollect.pipeline import Pipeline, pad_to
 
+if TYPE_CHECKING:
+    from recollect.evaluation.quick import Quick
+
 BATCH = 8  # pictures translated at once
 DISTANCE = "feature_distance@pyramid"
+SHORT = tuple(f"{kind}_quick@features" for kind in ("fid", "kid", "is", "cis", "lpips"))  # scores to steer by; see `quick`
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,16 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def translate(self, pipeline: Pipeline, chosen: Sequence[int], seeds: Sequence[int] | None = None) -> Tensor:
+        """Translations (n, 3, S, S) in [-1, 1], on the CPU, of the pictures of these numbers; with seeds by random styles.
+
+        Raises ValueError, naming the pictures, for translations that are no pictures.
+        """
+        images = to_unit(self.images[list(chosen)])
+        answer = pipeline(images, self.target, source=self.source, seeds=seeds).images.float().cpu()
+        check_pictures(answer, f"the translations of {', '.join(sorted({self.ids[case] for case in chosen}))}")
+        return answer
 
     def class_map(self, stride: int) -> Tensor | None:
         """The true class (B, S // stride, S // stride) of each cell, or None where nobody annotated the pictures."""
@@ -233,9 +247,8 @@ def judge(translations: Tensor, cases: Cases) -> Judgement:
 
 def translate_all(pipeline: Pipeline, cases: Cases) -> Tensor:
     """The deterministic translations (B, 3, S, S) in [0, 1] of all cases, on the CPU."""
-    batches = [
-        pipeline(to_unit(images), cases.target, source=cases.source).images.float().cpu() for images in _batches(cases.images)
-    ]
+    rows = range(len(cases))
+    batches = [cases.translate(pipeline, rows[start : start + BATCH]) for start in range(0, len(cases), BATCH)]
     return (torch.cat(batches) + 1) / 2
 
 
@@ -294,21 +307,36 @@ class Validator:
         count = run.evaluation.pictures if pictures is None else pictures
         self.cases = gather(store, run.direction(), split, run.data.size, count, run.data.short_side)
         self.floor = run.evaluation.content_floor
-        self.metric = self._resolve(run.evaluation.metric)
+        self.scores = self._scores(store, run, split)
+        self.metric = (
+            self.scores.metric if self.scores and run.evaluation.metric in SHORT else self._resolve(run.evaluation.metric)
+        )
         chosen = find_metric(self.metric)
         self.mode = "max" if chosen.higher_is_better else "min"
-        self._penalised = self.mode == "min" and chosen.needs == "pictures" and self.cases.truth is None
+        of_sets = chosen.needs in ("pictures", "features") and self.mode == "min"
+        self._penalised = of_sets and (self.cases.truth is None or chosen.needs == "features")
         verb = "maximises" if chosen.higher_is_better else "minimises"
         self.about = f"{verb} {self.metric} ({chosen.about}) on {len(self.cases)} {split} pictures, "
         self.about += f"{self.cases.source} to {self.cases.target}"
         if self._penalised:
-            self._untranslated = judge(self.cases.images.float() / 255, self.cases).values[self.metric]
+            inputs = self.cases.images.float() / 255
+            known = judge(inputs, self.cases).values | (self.scores.sets(inputs) if self.scores else {})
+            self._untranslated = known[self.metric]
             self.about += f", with a penalty where content_kept is below {self.floor:g}"
 
     @staticmethod
     def domains(run: Run) -> tuple[str, ...]:
         """The domains that it needs pictures of: both ends of the run's direction."""
         return run.direction()
+
+    def _scores(self, store: Store, run: Run, split: str) -> Quick | None:
+        from recollect.evaluation.frechet import Stack  # these are made of what is here
+        from recollect.evaluation.quick import Quick, wanted
+
+        if not wanted(run):
+            return None
+        cases = self.cases
+        return Quick(run, store, split, cases, Stack(cases.targets), (cases.target, cases.source))
 
     def _resolve(self, name: str) -> str:
         if name == "auto":
@@ -320,13 +348,15 @@ class Validator:
 
     def __call__(self, pipeline: Pipeline) -> dict[str, float]:
         """All metrics that apply, by name, and `objective`, the number to steer by (`mode` says which way is better)."""
-        values = judge(translate_all(pipeline, self.cases), self.cases).values | examine_memory(pipeline, self.cases)
+        translations = translate_all(pipeline, self.cases)
+        values = judge(translations, self.cases).values | examine_memory(pipeline, self.cases)
+        values |= self.scores(pipeline, translations) if self.scores else {}
         if self.metric not in values:
             raise ValueError(f"evaluation.metric {self.metric!r} is not measured here{did_you_mean(self.metric, values)}")
         return {**values, "objective": self.objective(values)}
 
     def objective(self, values: dict[str, float]) -> float:
-        """The metric to steer by. Without truth, losing the content costs up to ten times the larger of distance and input's.
+        """The metric to steer by. Of distances between sets, losing the content costs up to ten times the value or the input's.
 
         The input's own distance is what makes it hold: a generator that shows real pictures of other places has a distance of
         almost nothing, and ten times that is still nothing.

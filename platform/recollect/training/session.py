@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from recollect.batch import Domains
-from recollect.bundle import absolute
-from recollect.config import Run, find_method, merge, resolve
+from recollect.bundle import absolute, copy
+from recollect.config import Run, find_method, merge, overlay, resolve
 from recollect.data.loader import Feed
 from recollect.data.store import Store
 from recollect.retrieval.directory import read_manifest
@@ -117,7 +119,9 @@ def train(
     if ranks.rank == 0:
         check_boxes(run, store)
     domains = domains_of(run, store)
-    feed = Feed(store, run.data, run.engine.batch_size, build(run, domains).stride, run.seed, rank=ranks.rank, world=ranks.world)
+    model = build(run, domains)
+    cut = (run.data, run.engine.batch_size, model.stride, run.seed)
+    feed = Feed(store, *cut, rank=ranks.rank, world=ranks.world, truth=model.learns_truth)
     judge = judge_of(run, store) if ranks.rank == 0 else None
     index = {"index": read_manifest(run.data.index).digest} if run.data.index else {}
     return fit(
@@ -129,3 +133,25 @@ def train(
         parents={"data": store.digest, **run.model.parents(), **index},
         search=(lambda embedder: library_of(run.data, embedder)) if run.data.index else None,
     )
+
+
+CHECKPOINTS = 20  # of the training of an instrument: so much of it is lost at most when it is stopped
+
+
+def train_instrument(run: Run, kept: str, what: str, say: Callable[[str], None] = logger.info) -> None:
+    """Train what others are judged by, and leave its bundle, without the rest of its run, at `kept`: a path or URI.
+
+    At a path a training that was killed goes on with the same call. `what` is what to call it.
+    """
+    store = Store.open(run.data.store)
+    every = max(run.engine.steps // CHECKPOINTS, 1)
+    suited = overlay(suit(run, store, lambda text: None), {"engine.checkpoint_every": every})
+    if "://" in kept:
+        say(f"training {what}, {run.engine.steps} steps; if this is killed they begin anew")
+        with tempfile.TemporaryDirectory(prefix="recollect-instrument-") as folder:
+            copy(train(suited, Path(folder) / "run"), kept)
+        return
+    work = Path(f"{kept}-training")
+    say(f"training {what}, {run.engine.steps} steps in {work}; if this is killed the same command goes on")
+    copy(train(suited, work, resume=True), kept)
+    shutil.rmtree(work)

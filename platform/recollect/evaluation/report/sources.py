@@ -185,7 +185,7 @@ def _is_results(file: Path) -> bool:
         names = set(pq.read_schema(file).names)
     except Exception:  # not Parquet
         return False
-    return names >= JUDGED or names >= TABLED
+    return "picture" not in names and (names >= JUDGED or names >= TABLED)
 
 
 def _results(file: Path) -> pd.DataFrame:

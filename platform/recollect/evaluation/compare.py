@@ -1,0 +1,208 @@
+"""Bundles beside each other, from a table of results: values with intervals, and paired differences from the first of them.
+
+Runs that differ in nothing but their seed are one row. Where values by picture are there, differences are of equal pictures;
+distances between sets have intervals over seeds alone, so one seed has none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from recollect.bundle import open_bundle
+from recollect.config import did_you_mean
+from recollect.evaluation.evaluate import KINDS
+from recollect.evaluation.metrics import find_metric
+from recollect.evaluation.numbers import Numbers, cell, signed
+from recollect.evaluation.results import NO_SEED, Results
+from recollect.evaluation.statistics import Interval
+
+NOTHING = "the input itself"
+SETTING = ["data", "source", "target", "split", "pictures"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One setting: the arms and what stands beside them, a value for each metric, and differences from the reference."""
+
+    title: str
+    names: tuple[str, ...]  # arms first, as they were given; then baselines and ceilings
+    seeds: dict[str, int]
+    reference: str
+    values: dict[tuple[str, str], Interval]  # by metric and name
+    differences: dict[tuple[str, str], Interval]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those that an arm has, in the registry's order."""
+        return list(dict.fromkeys(metric for metric, _ in self.values))
+
+
+def compare(results: Results, chosen: Sequence[str], parts: bool = False, beside: bool = False) -> list[Section]:
+    """The chosen bundles in every setting that the first of them was measured in.
+
+    Args:
+        results: what was measured.
+        chosen: digests of bundles (or how they begin), and names of runs.
+        parts: also the parts of metrics (regions, attributes).
+        beside: also all baselines and ceilings; else doing nothing alone.
+
+    Raises ValueError for what is not in the results, and where nothing was measured of two of them in one setting.
+    """
+    methods = results.rows[results.rows["kind"] == "method"]
+    bundles = list(dict.fromkeys(digest for word in chosen for digest in _bundles(methods, word)))
+    labels = _labels(methods, bundles)
+    first = methods[methods["bundle"] == bundles[0]]
+    found = []
+    for _, where in first[SETTING].drop_duplicates().iterrows():
+        here = results.of({name: where[name] for name in SETTING})
+        own = here.rows[here.rows["bundle"].isin(bundles) | (here.rows["kind"] != "method")]
+        if own.loc[own["kind"] == "method", "bundle"].map(labels).nunique() > 1:
+            found.append(_section(Results(own, here.pictures), labels, where, parts, beside))
+    if not found:
+        there = "; ".join(dict.fromkeys(_title(row) for _, row in first.iterrows()))
+        raise ValueError(
+            f"{labels[bundles[0]]} was measured on {there}, and no other of these on the same pictures: evaluate them alike"
+        )
+    return found
+
+
+def _bundles(methods: pd.DataFrame, word: str) -> list[str]:
+    """The digests that a word means."""
+    by_digest = methods[methods["bundle"].str.startswith(word)] if re.fullmatch("[0-9a-f]{6,64}", word) else methods[:0]
+    found = by_digest if len(by_digest) else methods[methods["name"] == word]
+    if not len(found):
+        raise ValueError(
+            f"{word!r} is neither a bundle nor a run in the table of results{did_you_mean(word, methods['name'].unique())}"
+        )
+    return [str(digest) for digest in found["bundle"].unique()]
+
+
+def _labels(methods: pd.DataFrame, bundles: Sequence[str]) -> dict[str, str]:
+    """What to call each bundle: the same for runs that differ in their seed alone."""
+    facts: Any = methods.drop_duplicates("bundle").set_index("bundle")  # pandas' stubs take a cell for anything
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for digest in bundles:
+        config, steps = str(facts.at[digest, "config"]), str(facts.at[digest, "method"])
+        groups.setdefault((config, steps) if config else (digest,), []).append(digest)
+    labels: dict[str, str] = {}
+    for members in groups.values():
+        seeds = [int(facts.at[digest, "seed"]) for digest in members]
+        alike = members if len(set(seeds)) == len(seeds) else []
+        for digest in members:
+            own = str(facts.at[digest, "name"])
+            labels[digest] = _common([str(facts.at[other, "name"]) for other in alike]) or own if len(alike) > 1 else own
+        if not alike:
+            labels |= {digest: f"{labels[digest]} {digest[:6]}" for digest in members}
+    by_label: dict[str, set[tuple[str, ...]]] = {}
+    for key, members in groups.items():
+        for digest in members:
+            by_label.setdefault(labels[digest], set()).add(key)
+    return {digest: f"{label} {digest[:6]}" if len(by_label[label]) > 1 else label for digest, label in labels.items()}
+
+
+def _common(names: Sequence[str]) -> str:
+    """What names of several seeds have in common.
+
+    >>> _common(["mguit-0", "mguit-1"]), _common(["night", "night"])
+    ('mguit', 'night')
+    """
+    return names[0] if len(set(names)) == 1 else re.sub(r"[-_ ]*(seed)?[-_ ]*$", "", os.path.commonprefix(list(names)))
+
+
+def _section(here: Results, labels: dict[str, str], where: pd.Series[str], parts: bool, beside: bool) -> Section:
+    title = _title(where)
+    frames = [
+        frame.assign(setting=title, arm=frame["bundle"].map(labels).fillna(frame["name"])) for frame in (here.rows, here.pictures)
+    ]
+    numbers = Numbers(Results(*frames))
+    order = list(dict.fromkeys(labels.values()))
+    arms = sorted(numbers.names(title, "method"), key=order.index)
+    others = [name for kind in KINDS[1:] for name in numbers.names(title, kind) if beside or name == NOTHING]
+    main, families, memory = numbers.metrics(title)
+    metrics = [*main, *(part for own in families.values() for part in own if parts), *memory]
+    values: dict[tuple[str, str], Interval] = {}
+    differences: dict[tuple[str, str], Interval] = {}
+    for metric in metrics:
+        for name in (*arms, *others):
+            if (interval := numbers.estimate(title, name, metric)) is not None:
+                values[metric, name] = interval
+            if name in arms[1:] and (pair := numbers.difference(title, name, arms[0], metric)) is not None:
+                differences[metric, name] = pair[0]
+    seeds = {name: len([seed for seed in numbers.seeds(title, name) if seed != NO_SEED]) for name in (*arms, *others)}
+    return Section(title, (*arms, *others), seeds, arms[0], values, differences)
+
+
+def _title(row: pd.Series[str]) -> str:
+    where = row["source"] if row["source"] == row["target"] else f"{row['source']} to {row['target']}"
+    return f"{where}, {row['pictures']} {row['split']} pictures of {row['data'][:8]}"
+
+
+def tables(section: Section) -> list[tuple[str, list[list[str]]]]:
+    """A section as tables of words, heads first: the values, and the differences where there are any."""
+    heads = [f"{name} ({section.seeds[name]} seeds)" if section.seeds[name] > 1 else name for name in section.names]
+    rows = [["", *heads]]
+    for metric in section.metrics:
+        own = [section.values.get((metric, name)) for name in section.names]
+        rows.append([_head(metric), *(cell(value) for value in own)])
+    found = [(section.title, rows)]
+    arms = [name for name in section.names if any(name == other for _, other in section.differences)]
+    if arms:
+        rows = [["", *arms]]
+        for metric in section.metrics:
+            own = [section.differences.get((metric, name)) for name in arms]
+            if any(own):
+                rows.append([_head(metric), *("" if value is None else signed(value) + _mark(value) for value in own)])
+        found.append((f"paired differences from {section.reference}; * where the interval does not hold 0", rows))
+    return found
+
+
+def _mark(interval: Interval) -> str:
+    return " *" if interval.sign else ""
+
+
+def _head(metric: str) -> str:
+    return f"{metric} {find_metric(metric).arrow}"
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The sections as a page."""
+    parts = ["# Comparison"]
+    for section in sections:
+        for level, (title, rows) in zip(("##", "###"), tables(section), strict=False):
+            lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+            text = "\n".join("| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in lines)
+            parts.append(f"{level} {title[0].upper()}{title[1:]}\n\n{text}")
+    parts.append(
+        "In brackets are 95 % intervals over pictures (bootstrap) and, with two seeds or more, over seeds (t-distribution); "
+        "distances between sets of pictures have the latter alone. Differences are of equal seeds and equal pictures."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def frame(sections: Sequence[Section]) -> pd.DataFrame:
+    """The sections as rows: setting, name, seeds, metric, value with its ends, difference from the reference with its ends."""
+    nothing = Interval(float("nan"), float("nan"), float("nan"))
+    rows = []
+    for section in sections:
+        for (metric, name), value in section.values.items():
+            difference = section.differences.get((metric, name), nothing)
+            facts = {"setting": section.title, "name": name, "seeds": section.seeds[name], "metric": metric}
+            ends = {"value": value.value, "low": value.low, "high": value.high, "reference": section.reference}
+            rows.append({**facts, **ends, **{f"difference_{key}": part for key, part in difference._asdict().items()}})
+    return pd.DataFrame(rows)
+
+
+def as_digest(word: str, evaluate: Callable[[str], object]) -> str:
+    """The digest of a bundle where `word` is the place of one (`evaluate` is then called with it), else the word itself."""
+    try:
+        opened = open_bundle(word)
+    except (ValueError, OSError):
+        return word
+    evaluate(word)
+    return opened.digest
