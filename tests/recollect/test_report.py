@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image, ImageFont
 
 from recollect.bundle import Bundle, write
@@ -131,6 +134,9 @@ def search_folder(folder: Path, run: Run, trials: int = 8) -> pd.DataFrame:
     plan = {"trials": trials, "over": over, "mode": "min", "run": run.model_dump(mode="json")}
     (folder / "search.json").write_text(json.dumps(plan))
     table.sort_values("objective").to_parquet(folder / "trials.parquet", index=False)
+    study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))))
+    for value in table["objective"]:
+        study.add_trial(optuna.trial.create_trial(value=float(value)))
     return table
 
 
@@ -289,6 +295,30 @@ def test_importances_find_what_the_objective_is_made_of(place: Path, run: Run) -
     text = search_section([found]).content
     assert re.search(r"weights\.con_k</text>.*?smaller is better", text)
     assert importances(found, found.table[:3]) == {}
+
+
+def test_trials_come_in_the_order_in_which_they_were_proposed(place: Path, tmp_path: Path) -> None:
+    found, table = find([place / "search"]).trials[0], search_folder(tmp_path / "search", preset("mguit:tiny"))
+    assert found.proposed == tuple(table["objective"])
+    assert sorted(item.name for item in (place / "search").iterdir()) == ["search.json", "study.journal", "trials.parquet"]
+    drawn = search_section([found]).content
+    heights = [float(y) for y in re.findall(r'class="ring" cx="[\d.]+" cy="([\d.]+)" r="3"', drawn)]
+    assert np.argsort(heights).tolist() == np.argsort(-table["objective"].to_numpy()).tolist()  # up is more
+
+
+def test_the_front_is_of_the_goals(place: Path, tmp_path: Path) -> None:
+    table = pd.DataFrame({"trial": ["a", "b", "c"], "objective": [0.1, 0.2, 0.3], "scene_error": [0.1, 0.2, 0.3],
+                          "content_kept": [0.1, 0.5, 0.4], "modes_hit": [1.0, 0.5, 0.0]})  # fmt: skip
+    goals = (("scene_error", False), ("content_kept", True))
+    content = search_section([Trials("s", table, "min", goals=goals)]).content
+    assert "2 of 3 trials on the front" in content and "modes_hit and" not in content
+    filled = re.findall(r'class="dot" r="5" cx="[\d.]+" cy="[\d.]+"><title>(\w)', content)
+    assert sorted(filled) == ["a", "b"]
+    shutil.copytree(place / "search", tmp_path / "search")
+    plan = json.loads((tmp_path / "search" / "search.json").read_text())
+    plan["goals"] = ["minimises scene_error", "maximises content_kept"]
+    (tmp_path / "search" / "search.json").write_text(json.dumps(plan))
+    assert find([tmp_path / "search"]).trials[0].goals == goals
 
 
 def test_what_differs_is_exactly_what_was_changed(run: Run) -> None:

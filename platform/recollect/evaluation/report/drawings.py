@@ -25,6 +25,7 @@ class Mark(NamedTuple):
     high: float
     run: int | None
     name: str
+    ceiling: bool = False  # a baseline that cannot be beaten: dotted
 
 
 class Row(NamedTuple):
@@ -193,11 +194,11 @@ def parallel(axes: Sequence[Axis], shades: Sequence[float], top: int | None) -> 
 
 
 def _two_lines(name: str, width: float) -> list[str]:
-    """A dotted name on at most two lines, its end on the second."""
+    """A dotted name on at most two lines: its end, and above it what that is a part of."""
     if len(name) * LETTER <= width:
         return ["", name]
-    head, _, tail = name.rpartition(".")
-    return [_cut(head, width), _cut(tail, width)] if head else ["", _cut(name, width)]
+    *_, head, tail = ["", *name.split(".")]
+    return [_cut(head, width), _cut(tail, width)]
 
 
 def front(xs: Sequence[float], ys: Sequence[float], ahead: Sequence[bool], names: Sequence[str], labels: tuple[str, str]) -> str:

@@ -12,9 +12,21 @@ import pandas as pd
 from recollect.evaluation.evaluate import KINDS, short, table
 from recollect.evaluation.metrics import METRICS, Metric
 from recollect.evaluation.report.drawings import Mark, Row, dot_rows
-from recollect.evaluation.report.html import Section, card, charts, heading, key, known, labelled, plain_table, said, text_of
+from recollect.evaluation.report.html import (
+    Section,
+    card,
+    charts,
+    folded,
+    heading,
+    key,
+    known,
+    labelled,
+    plain_table,
+    said,
+    text_of,
+)
 
-MOST = 24  # parts of a family in a drawing; more are a table alone
+MOST = 48  # parts of a family in a drawing; more are a table alone
 
 
 def section(frame: pd.DataFrame) -> Section:
@@ -38,8 +50,12 @@ def result(caption: str, frame: pd.DataFrame) -> str:
     for family, members in families.items():
         content += _by_part(family, members, frame, wide)
     if memory:
-        numbers = wide[memory].dropna(how="all").droplevel("kind").T.map(text_of)
-        content += f"<h3>Memory</h3>{plain_table(numbers.rename_axis('').rename(labelled))}{_glossary(memory, None)}"
+        numbers = wide[memory].dropna(how="all").droplevel("kind").T.map(text_of).rename_axis("")
+        wholes = numbers[[name in METRICS or known(str(name)) is None for name in numbers.index]]
+        folds = numbers.drop(wholes.index)
+        content += heading("Memory") + (plain_table(wholes.rename(labelled)) if len(wholes) else "")
+        content += folded(f"{len(folds)} numbers by class", plain_table(folds.rename(labelled))) if len(folds) else ""
+        content += _glossary(memory, None)
     return content
 
 
@@ -65,20 +81,26 @@ def _by_part(family: str, members: Sequence[str], frame: pd.DataFrame, wide: pd.
     content = ""
     if len(members) <= MOST and (frame["kind"] == "method").any():
         methods = [str(name) for name in dict.fromkeys(frame.loc[frame["kind"] == "method", "name"])]
-        others = [str(name) for name in dict.fromkeys(frame.loc[frame["kind"] != "method", "name"])]
-        rows = [Row(name.rpartition("/")[2], tuple(_marks(name, frame, methods, others))) for name in members]
-        fact = "95 % intervals over the pictures" + (f"; grey: {', '.join(others)}" if others else "")
+        first = list(dict.fromkeys(frame.loc[frame["kind"] == "baseline", "name"]))[:1]
+        ceilings = list(dict.fromkeys(frame.loc[frame["kind"] == "ceiling", "name"]))[:1]
+        rows = [Row(name.rpartition("/")[2], tuple(_marks(name, frame, methods, first, ceilings))) for name in members]
+        fact = "whiskers: 95 % intervals over the pictures"
+        fact += "".join(f"; grey stroke: {name}" for name in first) + "".join(f"; dotted: {name}" for name in ceilings)
         content = key(methods) + charts([card(family, fact, dot_rows(rows), "scroll")], "full")
-    return title + content + plain_table(numbers.map(text_of).rename_axis(""))
+    shown = plain_table(numbers.map(text_of).rename_axis(""))
+    return title + (content + folded("As numbers, with all baselines", shown) if content else shown)
 
 
-def _marks(name: str, frame: pd.DataFrame, methods: Sequence[str], others: Sequence[str]) -> Iterable[Mark]:
+def _marks(
+    name: str, frame: pd.DataFrame, methods: Sequence[str], baselines: Sequence[str], ceilings: Sequence[str]
+) -> Iterable[Mark]:
+    """What one part's line shows: the baseline and the ceiling beneath the methods."""
     rows = frame[frame["metric"] == name].drop_duplicates("name", keep="last").set_index("name")
-    for label in [*others, *methods]:
+    places: list[tuple[str, int | None]] = [(label, None) for label in [*baselines, *ceilings]]
+    for label, place in [*places, *((label, place) for place, label in enumerate(methods))]:
         if label in rows.index:
             row: Any = rows.loc[label]
-            place = methods.index(label) if label in methods else None
-            yield Mark(float(row["value"]), float(row["low"]), float(row["high"]), place, label)
+            yield Mark(float(row["value"]), float(row["low"]), float(row["high"]), place, label, label in ceilings)
 
 
 def _glossary(columns: Iterable[str], frame: pd.DataFrame | None) -> str:

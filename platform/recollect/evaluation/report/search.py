@@ -43,9 +43,9 @@ def one(found: Trials) -> str:
     words = f"{plural(len(table), 'trial')}{f' ({status})' if status else ''}; {'more' if upward else 'less'} of the objective "
     words += "is better."
     content = said(words)
-    cards = [_progress(done, upward), _importance(found, done)]
+    cards = [_progress(found, upward), _importance(found, done)]
     content += charts([text for text in cards if text], "wide")
-    content += _parallel(found, done) + _fronts(done, upward)
+    content += _parallel(found, done) + _fronts(found, done, upward)
     return content + heading("All trials, the best first") + plain_table(_readable(ordered))
 
 
@@ -57,14 +57,13 @@ def _readable(ordered: pd.DataFrame) -> pd.DataFrame:
     return ordered[[*first, *fields, *rest]].rename(columns=lambda name: labelled(str(name).removeprefix(PREFIX)))
 
 
-def _progress(done: pd.DataFrame, upward: bool) -> str:
+def _progress(found: Trials, upward: bool) -> str:
     """The objective in the order in which the trials were proposed, and the best so far."""
-    if len(done) < 2 or "trial" not in done.columns:
+    if len(found.proposed) < 2:
         return ""
-    values = [float(value) for value in done.sort_values("trial")[OBJECTIVE]]
-    best = max(values) if upward else min(values)
+    best = max(found.proposed) if upward else min(found.proposed)
     fact = f"rings: trials in the order in which they were proposed; line: the best so far, {number(best)}"
-    return card("Objective by trial", fact, progress(values, upward))
+    return card("Objective by trial", fact, progress(found.proposed, upward))
 
 
 def _importance(found: Trials, done: pd.DataFrame) -> str:
@@ -147,23 +146,34 @@ def _parallel(found: Trials, done: pd.DataFrame) -> str:
     return heading("All settings") + said(words) + f'<div class="chart scroll">{parallel(axes, shades, 0)}</div>'
 
 
-def _fronts(done: pd.DataFrame, upward: bool) -> str:
-    """The objective beside other numbers of the trials: which of them nobody beat in both."""
-    candidates = [name for name in done.columns if "/" not in name and (name == "seconds" or known(name) is not None)]
-    varied = [name for name in candidates if done[name].nunique() > 1 and not _same(done[name], done[OBJECTIVE])]
+def _fronts(found: Trials, done: pd.DataFrame, upward: bool) -> str:
+    """The first goal beside the others; of a search for one objective, beside other numbers of the trials and their time."""
+    first, first_up = found.goals[0] if found.goals else (OBJECTIVE, upward)
     cards = []
-    for name in sorted(varied, key=lambda name: name == "seconds")[:PAIRS]:
+    for name, up in _others(found, done)[:PAIRS]:
         rows = done.dropna(subset=[name])
-        other, metric = [float(value) for value in rows[name]], known(name)
-        objective = [float(value) for value in rows[OBJECTIVE]]
-        ahead = undominated(objective, other, upward, metric is not None and metric.higher_is_better)
-        drawn = front(objective, other, ahead, [str(trial) for trial in rows.get("trial", rows.index)],
-                      (f"objective {'↑' if upward else '↓'}", labelled(name) if metric else f"{name} ↓"))  # fmt: skip
-        cards.append(card(f"objective and {name}", f"{sum(ahead)} of {len(rows)} trials on the front", drawn))
+        xs = [float(value) for value in rows[first if first in rows.columns else OBJECTIVE]]
+        ys = [float(value) for value in rows[name]]
+        if len(rows) < 2:
+            continue
+        ahead = undominated(xs, ys, first_up, up)
+        names = [str(trial) for trial in rows["trial"]] if "trial" in rows.columns else [str(row) for row in rows.index]
+        drawn = front(xs, ys, ahead, names, (f"{first} {'↑' if first_up else '↓'}", f"{name} {'↑' if up else '↓'}"))
+        cards.append(card(f"{first} and {name}", f"{sum(ahead)} of {len(rows)} trials on the front", drawn))
     if not cards:
         return ""
     words = "Filled: no other trial is at least as good in both and better in one (the Pareto front)."
     return heading("What was traded for what") + said(words) + charts(cards, "wide")
+
+
+def _others(found: Trials, done: pd.DataFrame) -> list[tuple[str, bool]]:
+    """What stands beside the first goal, and whether more of it is better."""
+    if found.goals:
+        return [(name, up) for name, up in found.goals[1:] if name in done.columns]
+    metrics = {name: metric for name in done.columns if "/" not in name and (metric := known(name)) is not None}
+    judged = {name: metric.higher_is_better for name, metric in metrics.items() if metric.needs != "memory"}
+    candidates = [*judged.items(), *((name, False) for name in ("seconds_per_step", "seconds") if name in done.columns)]
+    return [(name, up) for name, up in candidates if done[name].nunique() > 1 and not _same(done[name], done[OBJECTIVE])]
 
 
 def _same(one: pd.Series[Any], other: pd.Series[Any]) -> bool:

@@ -7,7 +7,10 @@ these inside; a path or a `pyarrow.fs` URI.
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +67,8 @@ class Trials:
     mode: str
     fields: dict[str, Spread] = field(default_factory=dict)
     run: Run | None = None
+    goals: tuple[tuple[str, bool], ...] = ()  # of a search for several: metrics, and whether more is better
+    proposed: tuple[float, ...] = ()  # the objective of finished trials in the order in which Optuna proposed them
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,28 @@ def _trials(folder: Path) -> Trials:
     begun = json.loads(plan.read_text())
     run = Run.model_validate(begun["run"])
     fields = {name: spread for name, (spread, _) in choose(run, begun["over"]).items()}
-    return Trials(folder.name, table, begun["mode"], fields, run)
+    goals = [words.split(" ", 1) for words in begun.get("goals", [])]  # "maximises content_kept"
+    aims = tuple((name, verb == "maximises") for verb, name in goals)
+    return Trials(folder.name, table, begun["mode"], fields, run, aims, _proposed(folder / "study.journal"))
+
+
+def _proposed(journal: Path) -> tuple[float, ...]:
+    """The first value of each finished trial of a study, by number; empty without the journal, and without Optuna."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        return ()
+    if not journal.exists():
+        return ()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:  # reading makes files beside it
+        storage = JournalStorage(JournalFileBackend(shutil.copy(journal, folder)))
+        studies = storage.get_all_studies()
+        trials = storage.get_all_trials(studies[0]._study_id) if studies else []
+    finished = sorted((trial for trial in trials if trial.values), key=lambda trial: trial.number)
+    return tuple(float(trial.values[0]) for trial in finished if math.isfinite(trial.values[0]))
 
 
 def _unique(sources: Sequence[Source]) -> list[Source]:

@@ -76,7 +76,7 @@ svg text {{ fill: var(--soft); font: 10px system-ui, sans-serif; }} .grid {{ str
 .raw {{ fill: none; stroke: var(--faint); stroke-width: 1; }} .line {{ fill: none; stroke: var(--own); stroke-width: 1.6; }}
 .dot {{ fill: var(--own); }} .even {{ stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; }}
 .ring {{ fill: var(--card); stroke: var(--own); stroke-width: 1.5; }} .whisker {{ stroke: var(--own); stroke-width: 1.5; }}
-.mark {{ fill: none; stroke: var(--soft); stroke-width: 1.4; }} .bar {{ fill: var(--own); }}
+.mark {{ stroke: var(--soft); stroke-width: 1.4; }} .dotted {{ stroke-dasharray: 2 2; }} .bar {{ fill: var(--own); }}
 .trial {{ fill: none; stroke-width: 1.4; stroke-opacity: .55; }} .trial.top {{ stroke-width: 3; stroke-opacity: 1; }}
 .wide {{ grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); }}
 .full {{ grid-template-columns: 1fr; }}
