@@ -19,6 +19,7 @@ from recollect.cli_evaluate import Index, Library, compare, evaluate, metrics
 from recollect.cli_export import export
 from recollect.cli_features import features
 from recollect.cli_index import index
+from recollect.cli_look import board, report
 
 if TYPE_CHECKING:
     from recollect.config import Run
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.command()(report)
+app.command()(board)
 app.add_typer(features, name="features")
 
 app.command("export")(export)
@@ -71,6 +74,7 @@ def train(
     recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
     recollect train detector:tiny data.store=runs/streets-64 'data.domains=["night"]' --out runs/night-detector\n
     recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2\n
+    recollect train mguit:tiny data.store=runs/photos engine.mlflow=http://127.0.0.1:5000 --out runs/photos-2\n
     recollect train --resume engine.steps=4000 --out runs/first
     """
     from recollect.config import Run, overlay
@@ -85,7 +89,8 @@ def train(
         print(run.model_dump_json(indent=2))
         return
     bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
-    print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect {_next(run)} {bundle}")
+    print(f"bundle: {bundle}\ncurves: recollect board {out}\npage:   recollect report {out}")
+    print(f"next:   recollect {_next(run)} {bundle}")
 
 
 def _next(run: Run) -> str:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,8 @@ if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+
+from recollect.ports import free_port
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,11 +144,23 @@ def require(cpus: float, gpus: float, what: str) -> None:
         )
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def dashboards() -> list[str]:
+    """The URLs of the dashboards of all Rays that run on this machine; of those that answer."""
+    from ray._private import ray_constants
+    from ray._private.services import GcsClient, find_gcs_addresses
+
+    found = []
+    for address in sorted(find_gcs_addresses()):
+        try:
+            client = GcsClient(address=address)
+            where = client.internal_kv_get(
+                ray_constants.DASHBOARD_ADDRESS.encode(), namespace=ray_constants.KV_NAMESPACE_DASHBOARD, timeout=3
+            )
+        except Exception:  # it is ending, or it wants a token that this process does not have
+            continue
+        if where:
+            found.append(f"http://{where.decode()}/")
+    return found
 
 
 @contextmanager

@@ -151,6 +151,7 @@ class Engine(Frozen):
     compile: bool = False  # the networks with torch.compile: minutes at the start, then faster steps on a GPU
     device: str = "auto"
     threads: int = 0  # torch threads a process; 0: torch's own choice
+    mlflow: str = ""  # the address of an MLflow server that gets the numbers as well
 
 
 class Evaluation(Frozen):

@@ -34,6 +34,7 @@ from recollect.pipeline import Pipeline
 from recollect.trainable import Draws, Embedder, Phase, Queries, Search, Step, Trainable, Translator
 from recollect.training import checkpoint
 from recollect.training.card import card_of
+from recollect.training.mlflow import Sink
 from recollect.training.optim import make_optimisers, rate, trained_nets
 from recollect.training.sync import Ranks, average_gradients
 from recollect.training.tracking import Tracker
@@ -349,12 +350,17 @@ class _Loop:
         history: list[dict[str, Any]],
     ) -> None:
         self.trainer, self.directory, self.judge, self.report, self.parents = trainer, directory, judge, report, parents
-        engine = trainer.run.engine
         self.main = trainer.ranks.rank == 0
-        self.tracker = Tracker(directory, engine.steps, trainer.step, history) if self.main else None
+        self.tracker = self._tracker(history) if self.main else None
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # by term: a phase may not run at every step
         self.pictures, self.since = 0, time.monotonic()
+
+    def _tracker(self, history: list[dict[str, Any]]) -> Tracker:
+        run, start, directory = self.trainer.run, self.trainer.step, self.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        sink = Sink(run.engine.mlflow, run, directory, start) if run.engine.mlflow else None
+        return Tracker(directory, run.engine.steps, start, history, devices=self.trainer.ranks.world, sink=sink)
 
     def advance(self, prepared: Step) -> None:
         """One step and whatever is due after it."""
@@ -396,7 +402,8 @@ class _Loop:
 
     def close(self) -> None:
         if self.tracker is not None:
-            self.tracker.close()
+            card = card_of(self.trainer.run, self.trainer.domains, self.tracker.history, self.trainer.model)
+            self.tracker.close(card=card)
 
     def _evaluate(self) -> dict[str, float]:
         assert self.tracker is not None
@@ -430,7 +437,7 @@ class _Loop:
         where = self.directory / "broken"
         if self.tracker is not None:
             self.trainer.save(where, self.tracker.history, self.parents)
-            self.tracker.close()
+            self.tracker.close("FAILED", str(error))
         raise NotFinite(
             f"{error}. The phase changed nothing and the run stopped; its state is saved in {where} to look at. "
             "A lower optimisers.default.lr, engine.precision=fp32 or a lower weight for that term usually helps"
