@@ -330,15 +330,17 @@ def serve(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     host: str = "127.0.0.1",
     port: int = 8000,
+    address: Annotated[str, typer.Option(help="Ray: `local`, or a cluster's address (`auto`: the one of this machine).")] = "local",
 ) -> None:
     """Deploy a bundle with Ray Serve until Ctrl-C.
 
     recollect serve runs/first/best --port 8000\n
+    recollect serve s3://bucket/search/winner --address auto --host 0.0.0.0\n
     curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
     """
     from recollect.config import resolve
 
-    resolve("serve.run:main")(bundle, host=host, port=port)
+    resolve("serve.run:main")(bundle, host=host, port=port, address=address)
 
 
 @app.command()

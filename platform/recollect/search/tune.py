@@ -336,6 +336,7 @@ def _row(plan: Search, result: Any) -> dict[str, Any]:
         **{f"config/{name}": (metrics.get("config") or result.config or {}).get(name) for name in plan.fields},
         **{name: value for name, value in numbers.items() if not name.startswith("time_")},
         "seconds": float(metrics.get("time_total_s", 0.0)),
+        "host": str(metrics.get("hostname", "")),
         "checkpoint": checkpoint,
     }
 
