@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_launch.py test_tune.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench docs clean
+.PHONY: help setup demo test test-slow test-cluster check bench docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,11 +30,14 @@ demo: $(READY)  ## the whole line: data, search, training, evaluation, report, e
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_KEEP),--keep) $(DEMO_ARGS)
 
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
-	$(BIN)/python -m pytest -q -m 'not slow' --durations=10 $(ON_RAY)
+	$(BIN)/python -m pytest -q -m 'not slow and not cluster' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
+	$(BIN)/python -m pytest -q -m 'not slow and not cluster' --durations=10 $(ON_RAY)
 
 test-slow: $(READY)  ## the slow tests
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m 'slow and not cluster'
+
+test-cluster: $(READY)  ## three hosts in namespaces: ray up, ray submit, serving, a host that dies   [CLUSTER_PAGE=file.md]
+	$(BIN)/python -m pytest -q -m cluster tests/cluster
 
 check: $(READY)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

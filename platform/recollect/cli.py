@@ -338,6 +338,7 @@ def serve(
     recollect serve s3://bucket/search/winner --address auto --host 0.0.0.0\n
     curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
     """
+    import recollect.cluster  # noqa: F401  before Ray: it tells Ray of the token that clusters ask for
     from recollect.config import resolve
 
     resolve("serve.run:main")(bundle, host=host, port=port, address=address)
