@@ -330,7 +330,9 @@ def serve(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     host: str = "127.0.0.1",
     port: int = 8000,
-    address: Annotated[str, typer.Option(help="Ray: `local`, or a cluster's address (`auto`: the one of this machine).")] = "local",
+    address: Annotated[
+        str, typer.Option(help="Ray: `local`, or a cluster's address (`auto`: the one of this machine).")
+    ] = "local",
 ) -> None:
     """Deploy a bundle with Ray Serve until Ctrl-C.
 
