@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import optuna
@@ -21,6 +22,7 @@ from recollect.search.goals import Goal, excess, front, goal, over, parse_limits
 from recollect.search.known import known_settings
 from recollect.search.space import choose
 from recollect.search.summary import importances, ranked, summary
+from recollect.testing import largest_difference
 from recollect.training import checkpoint
 from recollect.training.session import suit, train
 
@@ -151,8 +153,6 @@ def test_training_reports_what_it_costs(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_can_go_on_with_other_settings(run: Run, trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     place = tmp_path / "run"
     shutil.copytree(trained, place)
     before = open_bundle(place / "last")
@@ -161,9 +161,7 @@ def test_a_checkpoint_can_go_on_with_other_settings(run: Run, trained: Path, tmp
         train(other, place, resume=True)
     checkpoint.adopt(place / "last", other)
     after = open_bundle(place / "last")
-    assert after.run == other and {k: v.tolist() for k, v in after.state().items()} == {
-        k: v.tolist() for k, v in before.state().items()
-    }
+    assert after.run == other and largest_difference(after.state("model"), before.state("model"))[0] == 0
     train(other, place, resume=True)
     assert json.loads((place / "last" / "training.json").read_text())["step"] == 3
 

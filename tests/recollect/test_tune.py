@@ -87,9 +87,8 @@ def test_a_final_and_a_repeat_of_it(run: Run, tmp_path: Path) -> None:
     best = final.loc[final["objective"].idxmin()]
     assert set(final["seed"]) == {1} and set(final["step"]) == {4}
     winner = open_bundle(outcome.winner)
-    assert winner.run.seed == 1 and best["objective"] == pytest.approx(
-        min(row["objective"] for row in winner.metrics() if "objective" in row)
-    )
+    assert winner.run.seed == 1
+    assert best["objective"] == pytest.approx(min(row["objective"] for row in winner.metrics() if "objective" in row))
     text = (place / "summary.md").read_text()
     assert f"## The final: {best['settings']} wins" in text and outcome.summary == text and "| weights.con_k | " in text
 
