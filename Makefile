@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_launch.py test_tune.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster check bench docs clean
+.PHONY: help setup demo test test-slow test-cluster test-failures check bench docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test-slow: $(READY)  ## the slow tests
 
 test-cluster: $(READY)  ## three hosts in namespaces: ray up, ray submit, serving, a host that dies   [CLUSTER_PAGE=file.md]
 	$(BIN)/python -m pytest -q -m cluster tests/cluster
+
+test-failures: $(READY)  ## random kills, full and unwritable disks   [KILLS=6] [SEED=0]
+	KILLS=$(or $(KILLS),6) SEED=$(or $(SEED),0) $(BIN)/python -m pytest -q -s -m slow tests/failures
 
 check: $(READY)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

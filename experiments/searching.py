@@ -63,6 +63,9 @@ def parser(about: str, storage: str) -> argparse.ArgumentParser:
         help="asha ends the worse trials early, pbt changes them on the way (default: %(default)s)",
     )
     made.add_argument(
+        "--retries", type=int, default=3, help="of a trial that lost its process or host (default: %(default)s; -1: any)"
+    )
+    made.add_argument(
         "--seeds",
         type=int,
         help="of the final, in which the best settings meet those it began from; 0: none (default: 3, small: 1)",
@@ -124,6 +127,7 @@ def search(
         workers=workers,
         gpus=gpus,
         concurrent=arguments.concurrent,
+        retries=arguments.retries,
         seed=arguments.seed,
     )
     outcome = run_search(plan, resume=arguments.resume if resume is None else resume)

@@ -43,7 +43,7 @@ from recollect.cluster import require
 from recollect.config import Choice, Run, overlay
 from recollect.data.store import Store
 from recollect.search import finished
-from recollect.search.goals import OBJECTIVE, Goal, excess, over
+from recollect.search.goals import COSTS, OBJECTIVE, Goal, excess, over
 from recollect.search.space import Spread, choose, inside, shape_changing
 from recollect.search.summary import importances, ranked, summary
 from recollect.training import checkpoint as checkpoints
@@ -85,6 +85,8 @@ class Search:
         cpus, gpus: per worker. Plain trials may share a GPU (0.5); several workers of one trial may not.
         concurrent: trials at a time; 0: as many as the cluster holds.
         reduction: ASHA keeps one trial of so many at every rung.
+        retries: how often a trial may lose its process or its host, and go on from its checkpoint, before it counts as failed;
+            -1: without end.
 
     Raises ValueError for what cannot go together.
     """
@@ -103,6 +105,7 @@ class Search:
     gpus: float = 0.0
     concurrent: int = 0
     reduction: int = 2
+    retries: int = 3
     seed: int = 0
     fields: dict[str, tuple[Spread, Any]] = field(init=False)
 
@@ -214,16 +217,16 @@ def _tuner(plan: Search, trial: Any, directory: str, journal: Path) -> tune.Tune
             max_concurrent_trials=plan.concurrent or _concurrent(plan),
             trial_dirname_creator=lambda trial: str(trial.trial_id),  # not every parameter's name and value
         ),
-        run_config=_run_config("tune", directory, plan.trials),
+        run_config=_run_config("tune", directory, plan.trials, plan.retries),
     )
 
 
-def _run_config(name: str, directory: str, trials: int) -> tune.RunConfig:
+def _run_config(name: str, directory: str, trials: int, retries: int) -> tune.RunConfig:
     return tune.RunConfig(
         name=name,
         storage_path=directory,
         verbose=0,
-        failure_config=tune.FailureConfig(max_failures=3),  # of a trial: its host may go away as well as its process
+        failure_config=tune.FailureConfig(max_failures=retries),
         checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         callbacks=[_Progress(trials), JsonLoggerCallback()],
     )
@@ -339,6 +342,7 @@ def _trainable(plan: Search, directory: str, jobs: Sequence[dict[str, Any]] = ()
         "run": plan.run.model_dump_json(),
         "directory": directory,
         "limits": json.dumps(dict(plan.limits)),
+        "scheduler": plan.scheduler,
         "worst": json.dumps({aim.name: aim.worst for aim in (*plan.aims, Goal(OBJECTIVE, plan.mode))}),
         "jobs": json.dumps(list(jobs)),  # of a final: `job` in a trial's config is a number of this list
     }
@@ -356,9 +360,10 @@ def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
     digest = finished.digest_of(run)
     work = Path(tempfile.mkdtemp(prefix="recollect-trial-"))
     state, limits = work / "state", json.loads(fixed["limits"])
-    reports: list[dict[str, Any]] = []
+    alone = fixed["scheduler"] != "pbt"  # else its settings are not what it was trained with all along
+    costs: dict[str, float] = {}
     try:
-        done = finished.look(fixed["directory"], digest)
+        done = finished.look(fixed["directory"], digest) if alone else None
         if done is not None:
             _download(done.checkpoint(), state)
             for metrics in (done.best, done.last):
@@ -373,14 +378,16 @@ def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
 
         def report(metrics: dict[str, float], _: Path | None) -> None:
             if OBJECTIVE in metrics:  # Tune takes no report without what it steers by: no checkpoint between evaluations
-                reports.append(dict(metrics))
+                costs.update({name: metrics[name] for name in COSTS if name in metrics})
                 tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
                 if over(metrics, limits):
                     raise _TooDear
 
         train_here(run, state, resume=True, report=report)
-        place = f"{fixed['directory']}/{_own_folder()}"
-        finished.note(fixed["directory"], digest, finished.Finished(_best(reports, fixed), reports[-1], place))
+        if alone:  # its history knows what it reported before it was killed
+            rows = [row | costs for row in bundles.open_bundle(state / "last").metrics() if OBJECTIVE in row]
+            place = f"{fixed['directory']}/{_own_folder()}"
+            finished.note(fixed["directory"], digest, finished.Finished(_best(rows, fixed), rows[-1], place))
     except _TooDear:
         return
     finally:
@@ -570,7 +577,7 @@ def confirm(plan: Search, outcome: Outcome, seeds: int = 3, steps: int = 0) -> O
                 max_concurrent_trials=plan.concurrent or _concurrent(plan),
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
-            run_config=_run_config("final", directory, len(jobs)),
+            run_config=_run_config("final", directory, len(jobs), plan.retries),
         )
     grid = tuner.fit()
     rows = [_row(replace(final, over=()), result) | jobs[int((result.config or {})["job"])] for result in grid]
