@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_launch.py test_tune.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cluster test-failures test-s3 check bench docs clean
+.PHONY: help setup demo test test-slow test-cluster test-failures test-bucket check bench docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,7 +43,7 @@ test-failures: $(READY)  ## random kills, full and unwritable disks   [KILLS=6] 
 	KILLS=$(or $(KILLS),6) SEED=$(or $(SEED),0) $(BIN)/python -m pytest -q -s -m slow tests/failures
 
 # The server's botocore wants an older dateutil than we pin, so it has an environment of its own.
-test-s3: $(READY)  ## storage in S3, against a server on this machine
+test-bucket: $(READY)  ## storage in S3, against a server on this machine
 	test -x $(VENV)-s3/bin/moto_server || { $(PYTHON) -m venv $(VENV)-s3 && \
 	  $(VENV)-s3/bin/python -m pip install --quiet 'moto[s3]==5.2.5' boto3==1.44.8 flask==3.1.3 flask-cors==6.0.5; }
 	S3_SERVER=$(CURDIR)/$(VENV)-s3/bin/moto_server $(BIN)/python -m pytest -q tests/recollect/test_s3.py

@@ -71,7 +71,7 @@ class Hosts:
 def hosts() -> Iterator[Hosts]:
     reason = lacking()
     if reason:
-        pytest.skip(f"no hosts: {reason}")
+        pytest.skip("no hosts: " + reason)
     root = Path(f"/var/lib/{NAME}-{os.getpid()}")
     home = Path(tempfile.mkdtemp(prefix="recollect-user-"))
     wheels = home / "wheels"  # what builds the package: hosts have no internet

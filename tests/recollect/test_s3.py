@@ -1,6 +1,6 @@
 """Everything that is kept somewhere, kept in S3: stores, bundles, checkpoints, results, searches. Against a server of one's own.
 
-`make test-s3` brings the server, in an environment of its own: what it needs does not go with what we pin.
+`make test-bucket` brings the server, in an environment of its own: what it needs does not go with what we pin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from recollect.testing import largest_difference
 from recollect.training.session import suit, train
 
 SERVER = os.environ.get("S3_SERVER") or shutil.which("moto_server") or ""
-pytestmark = pytest.mark.skipif(not SERVER, reason="no S3 server: `make test-s3` brings one")
+pytestmark = pytest.mark.skipif(not SERVER, reason="no S3 server: `make test-bucket` brings one")
 
 
 @dataclass(frozen=True)

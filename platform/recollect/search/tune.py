@@ -442,12 +442,17 @@ def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
         resources=launch.Resources(workers, cpus, gpus),
         callbacks=[_Judged()],
     )
-    history = [row for _, row in result.metrics_dataframe.iterrows()] if result.metrics_dataframe is not None else []
-    reports = [{str(name): _plain(value) for name, value in row.items() if value == value} for row in history]
-    reports = [row for row in reports if OBJECTIVE in row]
-    if reports:
-        place = f"{fixed['directory']}/train/{trial}"
-        finished.note(fixed["directory"], digest, finished.Finished(_best(reports, fixed), reports[-1], place))
+    assert result.checkpoint is not None, "a finished run has reported at least once"
+    checkpoint = _uri(fixed["directory"], result.checkpoint.path)
+    place = f"{fixed['directory']}/train/{trial}"
+    rows = [row for row in bundles.open_bundle(f"{checkpoint}/last").metrics() if OBJECTIVE in row]
+    finished.note(fixed["directory"], digest, finished.Finished(_best(rows, fixed), rows[-1], place))
+
+
+def _uri(directory: str, path: str) -> str:
+    """Where a checkpoint lies, whose path Ray tells without the storage's scheme."""
+    scheme, separator, _ = directory.partition("://")
+    return path if "://" in path or not separator else f"{scheme}://{path}"
 
 
 class _Judged(TuneReportCallback):
@@ -619,7 +624,7 @@ def _row(plan: Search, result: Any) -> dict[str, Any]:
         **{name: value for name, value in numbers.items() if not name.startswith(("time_", "config/"))},
         "seconds": float(metrics.get("time_total_s", 0.0)),
         "host": str(metrics.get("hostname", "")),
-        "checkpoint": checkpoint,
+        "checkpoint": checkpoint and _uri(plan.directory, checkpoint),
     }
 
 

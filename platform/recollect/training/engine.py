@@ -378,6 +378,8 @@ class _Loop:
     def pause(self, evaluate: bool) -> None:
         """Evaluate where asked, save a checkpoint, report. Every rank comes here at the same steps."""
         began, metrics = time.monotonic(), dict[str, float]()
+        if self.trainer.step > self.logged:  # else the interval that was just logged has said it
+            self.costs["seconds_per_step"] = (began - self.since) / (self.trainer.step - self.logged)
         if self.tracker is not None:
             try:
                 metrics = self._evaluate() if evaluate else {}
