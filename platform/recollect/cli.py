@@ -328,6 +328,9 @@ def serve(
     also: Also = None,
     set_: ServeSettings = None,
     insecure: Insecure = False,
+    address: Annotated[
+        str, typer.Option(help="Ray: `local`, or a cluster's address (`auto`: the one of this machine).")
+    ] = "local",
 ) -> None:
     """Deploy a bundle with Ray Serve until Ctrl-C.
 
@@ -335,12 +338,14 @@ def serve(
 
     recollect serve runs/first/best --port 8000\n
     recollect serve runs/rg/best --index runs/faces-index --also plain=runs/gmm/best --set replicas=2\n
+    recollect serve s3://bucket/search/winner --address auto --host 0.0.0.0\n
     curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
     """
+    import recollect.cluster  # noqa: F401  before Ray: it tells Ray of the token that clusters ask for
     from recollect.config import resolve
 
     options = {"index": index, "bundles": _pairs(also or [], "--also"), **_pairs(set_ or [], "--set")}
-    resolve("serve.run:main")(bundle, host=host, port=port, insecure=insecure, **_tokens(), **options)
+    resolve("serve.run:main")(bundle, host=host, port=port, address=address, insecure=insecure, **_tokens(), **options)
 
 
 @app.command()

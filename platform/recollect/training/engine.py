@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Judge(Protocol):
     about: str  # what it does, in words
 
     @property
-    def mode(self) -> str: ...
+    def mode(self) -> Literal["min", "max"]: ...
 
     def __call__(self, subject: Any, /) -> dict[str, float]: ...
     def grid(self, subject: Any, /) -> Tensor: ...
@@ -355,6 +355,7 @@ class _Loop:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # by term: a phase may not run at every step
         self.pictures, self.since = 0, time.monotonic()
+        self.logged, self.costs = trainer.step, {"parameters": float(sum(p.numel() for p in trainer.model.parameters()))}
 
     def _tracker(self, history: list[dict[str, Any]]) -> Tracker:
         run, start, directory = self.trainer.run, self.trainer.step, self.directory
@@ -386,6 +387,8 @@ class _Loop:
     def pause(self, evaluate: bool) -> None:
         """Evaluate where asked, save a checkpoint, report. Every rank comes here at the same steps."""
         began, metrics = time.monotonic(), dict[str, float]()
+        if self.trainer.step > self.logged:  # else the interval that was just logged has said it
+            self.costs["seconds_per_step"] = (began - self.since) / (self.trainer.step - self.logged)
         if self.tracker is not None:
             try:
                 metrics = self._evaluate() if evaluate else {}
@@ -393,7 +396,9 @@ class _Loop:
                 self.trainer.save(self.directory / "last", self.tracker.history, self.parents)
         self.trainer.ranks.barrier()
         if self.report is not None:
-            self.report({"step": float(self.trainer.step), **metrics}, self.directory / "last" if self.main else None)
+            self.report(
+                {"step": float(self.trainer.step), **self.costs, **metrics}, self.directory / "last" if self.main else None
+            )
         self.since += time.monotonic() - began  # evaluation is not training time
 
     def evaluated(self) -> bool:
@@ -430,7 +435,10 @@ class _Loop:
             }  # the only host sync of the interval
             net = trained_nets(self.trainer.model)[0]
             lr = rate(self.trainer.run.optimiser(net), self.trainer.step - 1, self.trainer.run.engine.steps)
-            self.tracker.losses(self.trainer.step, means, lr, self.pictures / max(time.monotonic() - self.since, 1e-9))
+            seconds = max(time.monotonic() - self.since, 1e-9)
+            self.tracker.losses(self.trainer.step, means, lr, self.pictures / seconds)
+            self.costs["seconds_per_step"] = seconds / (self.trainer.step - self.logged)
+        self.logged = self.trainer.step
         self.sums, self.counts, self.pictures, self.since = {}, {}, 0, time.monotonic()
 
     def _save_broken(self, error: NotFinite) -> None:
