@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -117,9 +118,9 @@ def changed(arms: Sequence[Arm], steps: int | None, changes: Sequence[str]) -> l
 
     names, parted = {arm.name for arm in arms}, []
     for change in changes:
-        field, equals, value = change.partition("=")
-        pattern, _, field = field.rpartition(":")
-        parted.append((pattern or "*", field + equals + value))
+        arm = re.match(r"(.+):(?=[\w.]+=)", change)  # an arm's name may hold what a field's cannot: "r = 3"
+        pattern = arm[1] if arm else ""
+        parted.append((pattern or "*", change[arm.end() :] if arm else change))
         if pattern and not any(fnmatch(name, pattern) for name in names):
             raise ValueError(f"no arm of this table is {pattern!r}{did_you_mean(pattern, names)}")
     made = []

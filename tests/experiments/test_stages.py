@@ -238,6 +238,9 @@ def test_fields_can_be_changed_in_one_stage_alone(store: str) -> None:
     assert {name: run.engine.steps for name, run in by.items()} == {"gmm": 7, "retriever": 9, "rg": 9}
     assert {run.engine.batch_size for run in by.values()} == {3}
     check(chain.TABLE, made)
+    named = [replace(arm, name=f"r = {number}", parents=()) for number, arm in enumerate(chain.arms(store))]
+    steps = [arm.run.engine.steps for arm in changed(named, 7, ["r = 1:engine.steps=9", "r = [02]:data.store=s3://b/faces"])]
+    assert steps == [7, 9, 7]
     with pytest.raises(ValueError, match="no arm of this table is 'retriver'; did you mean 'retriever'"):
         changed(chain.arms(store), None, ["retriver:model.margin=0.25"])
 
