@@ -118,9 +118,9 @@ def changed(arms: Sequence[Arm], steps: int | None, changes: Sequence[str]) -> l
 
     names, parted = {arm.name for arm in arms}, []
     for change in changes:
-        arm = re.match(r"(.+):(?=[\w.]+=)", change)  # an arm's name may hold what a field's cannot: "r = 3"
-        pattern = arm[1] if arm else ""
-        parted.append((pattern or "*", change[arm.end() :] if arm else change))
+        named = re.match(r"(.+):(?=[\w.]+=)", change)  # an arm's name may hold what a field's cannot: "r = 3"
+        pattern = named[1] if named else ""
+        parted.append((pattern or "*", change[named.end() :] if named else change))
         if pattern and not any(fnmatch(name, pattern) for name in names):
             raise ValueError(f"no arm of this table is {pattern!r}{did_you_mean(pattern, names)}")
     made = []
