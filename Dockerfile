@@ -3,6 +3,8 @@
 #   docker run --rm -p 8000:8000 -v "$PWD/runs:/app/runs" recollect recollect serve runs/demo/winner --host 0.0.0.0
 FROM python:3.11-slim
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
+# KubeRay asks a node how it is with wget.
+RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home recollect
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./

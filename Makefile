@@ -12,7 +12,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_launch.py test_tune.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench docs clean
+.PHONY: help setup demo test test-slow test-holding test-cluster test-failures test-bucket check bench bench-serve docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,11 +30,26 @@ demo: $(READY)  ## the whole line: data, search, training, evaluation, report, e
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_KEEP),--keep) $(DEMO_ARGS)
 
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
-	$(BIN)/python -m pytest -q -m 'not slow' --durations=10 $(ON_RAY)
+	$(BIN)/python -m pytest -q -m 'not slow and not cluster' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
+	$(BIN)/python -m pytest -q -m 'not slow and not cluster' --durations=10 $(ON_RAY)
 
 test-slow: $(READY)  ## the slow tests
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m 'slow and not cluster'
+
+test-cluster: $(READY)  ## three hosts in namespaces: ray up, ray submit, serving, a host that dies   [CLUSTER_PAGE=file.md]
+	$(BIN)/python -m pytest -q -m cluster tests/cluster
+
+test-failures: $(READY)  ## random kills, full and unwritable disks   [KILLS=6] [SEED=0]
+	KILLS=$(or $(KILLS),6) SEED=$(or $(SEED),0) $(BIN)/python -m pytest -q -s -m slow tests/failures
+
+# The server's botocore wants an older dateutil than we pin, so it has an environment of its own.
+test-bucket: $(READY)  ## storage in S3, against a server on this machine
+	test -x $(VENV)-s3/bin/moto_server || { $(PYTHON) -m venv $(VENV)-s3 && \
+	  $(VENV)-s3/bin/python -m pip install --quiet 'moto[s3]==5.2.5' boto3==1.44.8 flask==3.1.3 flask-cors==6.0.5; }
+	S3_SERVER=$(CURDIR)/$(VENV)-s3/bin/moto_server $(BIN)/python -m pytest -q tests/recollect/test_s3.py
+
+test-holding: $(READY)  ## load while replicas die, bundles are rolled out and indexes swapped: minutes   [RECOLLECT_HOLD_S=60]
+	$(BIN)/python -m pytest -q -s tests/serve/test_holding.py
 
 check: $(READY)  ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
@@ -44,6 +59,9 @@ check: $(READY)  ## ruff, mypy --strict, import contracts
 
 bench: $(READY)  ## speed of the step, the memory and the feed, as JSON and Markdown
 	$(BIN)/python -m benchmarks.speed
+
+bench-serve: $(READY)  ## the endpoint beside the bare pipeline and an empty deployment -> docs/results/serving.md
+	$(BIN)/python -m benchmarks.serve
 
 docs: $(READY)  ## check that the documentation's links and commands are real
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -136,7 +136,7 @@ def demo(arguments: argparse.Namespace) -> int:
     shutil.copytree(bundle, out / "winner")
     frame = _evaluate(out / "winner", store, out)
     clock.stage("evaluation")
-    report = _report(out, store, frame, outcome, judge.about)
+    report = _report(out, store, judge.about)
     clock.stage("report")
     _serve(out / "winner", store, run, out, arguments)
     clock.stage("endpoint")
@@ -201,7 +201,12 @@ def _train(run: Run, outcome: Outcome, out: Path, arguments: argparse.Namespace,
     print(f"\n== training the winner further, to step {steps}, on {arguments.workers} Ray Train workers")
     longer = overlay(
         overlay(run, outcome.changes),
-        {"engine.steps": steps, "engine.evaluate_every": max(steps // 3, 1), "engine.log_every": 50},
+        {
+            "engine.steps": steps,
+            "engine.evaluate_every": max(steps // 3, 1),
+            "engine.sample_every": max(steps // 9, 1),  # pictures for the report
+            "engine.log_every": 50,
+        },
     )
     storage = (out / "winner-run" / "ray").absolute()
     result = launch.train(
@@ -223,41 +228,30 @@ def _evaluate(bundle: Path, store: Store, out: Path) -> pd.DataFrame:
     return frame
 
 
-def _report(out: Path, store: Store, frame: pd.DataFrame, outcome: Outcome, objective: str) -> Path:
+def _report(out: Path, store: Store, objective: str) -> Path:
     from recollect.bundle import open_bundle
     from recollect.evaluation.grids import save_png
-    from recollect.evaluation.memory.report import memory_panels
-    from recollect.evaluation.report import write_report
+    from recollect.evaluation.report.write import write_report
     from recollect.evaluation.validate import Validator
     from recollect.pipeline import Pipeline
 
     opened = open_bundle(out / "winner")
-    judge = Validator(store, opened.run, split="test")
     grid = out / "grid.png"
-    pipeline = Pipeline.open(opened)
-    save_png(judge.grid(pipeline, rows=6), grid)
+    save_png(Validator(store, opened.run, split="test").grid(Pipeline.open(opened), rows=6), grid)
     source, target = opened.run.direction()
-    write_report(
+    return write_report(
         out / "report.html",
+        [out / "winner-run", out / "search"],
         title=f"{opened.run.model.name}: {source} to {target}",
-        run=opened.run,
-        metrics_history=opened.metrics(),
-        tables={"Test split": frame},
-        grids={
-            "Input, translation, three random styles" + (", a true render" if store.manifest.truth else "") + ", memory": grid
-        },
-        search=outcome.table,
-        memory=memory_panels(pipeline, store, opened.run, "test"),
-        facts={"bundle": opened.digest[:16], "data": store.digest[:16], "objective": objective},
+        about={"objective": objective},
     )
-    return out / "report.html"
 
 
 def _serve(bundle: Path, store: Store, run: Run, out: Path, arguments: argparse.Namespace) -> None:
     import httpx
 
-    from recollect.cluster import free_port
     from recollect.config import resolve
+    from recollect.ports import free_port
 
     start = resolve("serve.run:start")  # by name: recipes and the endpoint stand side by side, and neither imports the other
     source, target = run.direction()
@@ -308,7 +302,7 @@ def _summary(out: Path, report: Path, frame: pd.DataFrame, clock: Clock, memory:
         "served picture": out / "served.png",
     }.items():
         print(f"   {label:15} {path}")
-    print(f"   look inside     tensorboard --logdir {out}    optuna-dashboard {out}/search/study.journal")
+    print(f"   look inside     recollect board {out}")
     return code
 
 

@@ -229,8 +229,9 @@ with each other and with nothing published. Neighbours are training pictures."""
         from recollect.bundle import open_bundle
 
         if isinstance(cases, Queries):
-            model: Any = open_bundle(bundles.get(reference, list(bundles.values())[-1])).build()
-            return cases.judge.grid(model, SHOWN)
+            arm = reference if reference in bundles else list(bundles)[-1]
+            model: Any = open_bundle(bundles[arm]).build()
+            return cases.judge.grid(model, SHOWN, by=f"found by {arm!r}")
         return flips_shown(cases.flips, bundles, reference)
 
 

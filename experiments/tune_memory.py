@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         search(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -61,7 +61,6 @@ def parser() -> argparse.ArgumentParser:
 def search(arguments: argparse.Namespace) -> None:
     """The whole search, from the store to the winner's test table."""
     from experiments.stores import streets_store
-    from recollect.bundle import filesystem_of
     from recollect.cluster import connect
     from recollect.config import Run, find_run, overlay
     from recollect.data.store import Store
@@ -82,9 +81,7 @@ def search(arguments: argparse.Namespace) -> None:
     over = arguments.over or [name for name in OVER if _has(run, name)]
     outcome = searching.search(run, store, over, storage, arguments, connect(arguments.address))
     frame = evaluate(outcome.winner, uri, split="test")
-    filesystem, root = filesystem_of(storage)
-    if filesystem.type_name == "local":
-        append(f"{root}/test.parquet", frame)
+    append(f"{storage}/test.parquet", frame)
     show(frame)
     print(f"winner: {outcome.winner}\ntrials: {storage}/trials.parquet\nstudy:  optuna-dashboard {storage}/study.journal")
 

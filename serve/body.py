@@ -1,61 +1,101 @@
-"""The body of a translate request, read no further than the limits allow."""
+"""The body of a request, read no further than the limits allow: JSON, or a form's text fields and files."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeVar
 
-from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from recollect.config import did_you_mean
-from recollect.styles import Exemplar, Mix, Simple, Style, parts
 from serve.errors import ApiError
 from serve.pictures import PictureError, check_bytes
-from serve.schema import STYLES, Limits, Options, TranslateForm, TranslateRequest, explain, explain_style
+from serve.schema import Limits, RetrieveForm, TranslateForm, explain
 
-SLACK = 64 * 2**10  # bytes of a body beside the picture: fields, boundaries, headers
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+SLACK = 64 * 2**10  # bytes of a body beside the pictures: fields, boundaries, headers
 FIELD_BYTES = 16 * 2**10  # no text field of a form needs more; `styles` is the longest
-EXEMPLAR = "style."  # how the parts of a form begin that are pictures for `styles`
+KNOWN = TranslateForm.model_fields.keys() | RetrieveForm.model_fields.keys()
+FORM, JSON = "multipart/form-data", "application/json"
+
+
+def kind_of(request: Request) -> str:
+    """FORM or JSON. Raises ApiError (415) for another content type."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in (FORM, JSON):
+        return kind
+    message = f"the content type is {kind[:80]!r}" if kind else "the request has no content type"
+    hint = "send multipart/form-data (field `image`) or application/json (field `image`, base64); see /docs"
+    raise ApiError(415, "unsupported_content_type", message, hint)
+
+
+async def read_json(request: Request, model: type[M], limits: Limits) -> M:
+    """The JSON body as `model`. Raises ApiError: 413 as `bounded`, 422 for what is wrong with it."""
+    encoded = (limits.max_bytes + 2) // 3 * 4  # base64: four characters for three bytes
+    body = await bounded(request, encoded + encoded // 64 + SLACK).body()  # ... and a line break now and then
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise explain(error, model) from None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request as understood: what is wanted, of which bytes, and whether the answer is to be a picture or JSON.
+class Form:
+    """The parts of a form by name, each there once: those with text, and those with a file's bytes."""
 
-    An exemplar among `styles` is a name in `exemplars`, which has the bytes.
-    """
+    texts: Mapping[str, str]
+    files: Mapping[str, bytes]
 
-    options: Options
-    content: bytes
-    as_json: bool
-    styles: Mapping[str, Style] = field(default_factory=dict)
-    exemplars: Mapping[str, bytes] = field(default_factory=dict)
+    def picture(self) -> bytes:
+        """The file in the field `image`. Raises ApiError where there is none."""
+        if "image" in self.files:
+            return self.files["image"]
+        if "image" in self.texts:
+            raise ApiError(422, "bad_image", "the field `image` is text, not a file", "with curl: -F image=@picture.png")
+        raise ApiError(422, "missing_image", "the form has no field `image`", "send the picture as a file in the field `image`")
+
+    def fields(self, model: type[M], known: type[BaseModel], *beside: str) -> M:
+        """The text fields as `model`, but for those named in `beside`. Raises ApiError; `known` is what all fields are."""
+        own = {name: text for name, text in self.texts.items() if text and name not in ("image", *beside)}
+        try:
+            return model.model_validate_strings(own)
+        except ValidationError as error:
+            raise explain(error, known) from None
+
+    def json(self, name: str, of: TypeAdapter[T], empty: str, known: type[BaseModel]) -> T:
+        """The JSON in a text field; `empty` is what it is where it is not given. Raises ApiError."""
+        try:
+            return of.validate_json(self.texts.get(name) or empty, strict=True)
+        except ValidationError as error:
+            raise explain(error, known, name) from None
 
 
-async def read(request: Request, limits: Limits) -> Asked:
-    """Read and check a request of either content type.
-
-    Raises:
-        ApiError: 413 before the body is read (Content-Length) or as soon as it grows too long, 415 for another content type,
-            422 for fields that are missing, unknown or wrong.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _form(bounded(request, limits.max_bytes + SLACK), limits)
-    if kind == "application/json":
-        encoded = (limits.max_bytes + 2) // 3 * 4  # base64: four characters for three bytes
-        body = await bounded(request, encoded + encoded // 64 + SLACK).body()  # ... and a line break now and then
-        asked = _parse(body)
-        return Asked(asked, unbase64(asked.image, limits), True, *_named(asked.styles, limits))
-    message = f"the content type is {kind!r}" if kind else "the request has no content type"
-    hint = "send multipart/form-data (field `image`) or application/json (field `image`, base64); see /docs"
-    raise ApiError(415, "unsupported_content_type", message, hint)
+async def read_form(request: Request, limits: Limits, pictures: int) -> Form:
+    """The form, with at most so many files. Raises ApiError: 413 as `bounded`, 422 for what is wrong with it."""
+    body = bounded(request, limits.max_bytes + SLACK)
+    try:
+        # One file more than there may be, so that it is us who say what is wrong.
+        form = await body.form(max_files=pictures + 1, max_fields=24, max_part_size=FIELD_BYTES)
+    except HTTPException as error:  # what the parser found wrong with the multipart syntax
+        raise ApiError(422, "bad_form", f"the form cannot be read: {error.detail}", "see /docs for an example") from None
+    try:
+        repeated = sorted({name for name in form if len(form.getlist(name)) > 1})
+        if repeated:
+            code = (
+                f"bad_{repeated[0]}" if repeated[0] in KNOWN else "bad_styles" if repeated[0][:6] == "style." else "unknown_field"
+            )
+            raise ApiError(422, code, f"the field {repeated[0][:80]!r} is given more than once", "give each field once")
+        files = {name: await value.read() for name, value in form.items() if isinstance(value, UploadFile)}
+        return Form({name: value for name, value in form.items() if isinstance(value, str)}, files)
+    finally:
+        await form.close()
 
 
 def bounded(request: Request, limit: int) -> Request:
@@ -81,114 +121,6 @@ def _too_long(limit: int) -> ApiError:
     return ApiError(
         413, "too_many_bytes", message, "send smaller pictures; GET /v1/model tells the limits", {"Connection": "close"}
     )
-
-
-async def _form(request: Request, limits: Limits) -> Asked:
-    try:
-        # One file more than there may be, so that it is us who say what is wrong.
-        form = await request.form(max_files=limits.max_exemplars + 2, max_fields=16, max_part_size=FIELD_BYTES)
-    except HTTPException as error:  # what the parser found wrong with the multipart syntax
-        raise ApiError(422, "bad_form", f"the form cannot be read: {error.detail}", "see /docs for an example") from None
-    try:
-        options, styles = _options(form), _styles(form, limits)
-        as_json = options.samples > 1 or options.memory_map  # one picture cannot hold these
-        exemplars = {name: await file.read() for name, file in _exemplars(form).items()}
-        return Asked(options, await _picture(form), as_json, styles, exemplars)
-    finally:
-        await form.close()
-
-
-def _options(form: FormData) -> Options:
-    repeated = sorted({name for name in form if len(form.getlist(name)) > 1})
-    if repeated:
-        code = "bad_styles" if repeated[0].startswith(EXEMPLAR) else f"bad_{repeated[0]}"
-        raise ApiError(422, code, f"the field {repeated[0]!r} is given more than once", "give each field once")
-    own = {name: value for name, value in form.items() if name not in ("image", "styles") and not name.startswith(EXEMPLAR)}
-    files = [name for name, value in form.items() if isinstance(value, UploadFile) and (name in own or name == "styles")]
-    if files:
-        hint = f"send the picture in the field `image`, an exemplar in `{EXEMPLAR}CLASS`"
-        raise ApiError(422, "unknown_field", f"a file is in the field {files[0]!r}", hint)
-    return _from_strings({name: value for name, value in own.items() if isinstance(value, str) and value})
-
-
-def _from_strings(texts: Mapping[str, str]) -> Options:
-    try:
-        return Options.model_validate_strings(dict(texts))
-    except ValidationError as error:
-        raise explain(error, TranslateForm) from None
-
-
-def _exemplars(form: FormData) -> dict[str, UploadFile]:
-    return {name: file for name, file in form.items() if name.startswith(EXEMPLAR) and isinstance(file, UploadFile)}
-
-
-def _styles(form: FormData, limits: Limits) -> dict[str, Style]:
-    """The styles of the field `styles`, and those of classes after which a file's part is called."""
-    files, text = _exemplars(form), form.get("styles") or "{}"
-    for name, value in form.items():
-        if name.startswith(EXEMPLAR) and isinstance(value, str):
-            hint = f"with curl: -F {name}=@picture.png; every other style goes into the field `styles`"
-            raise ApiError(422, "bad_styles", f"the field {name!r} is text, not a file", hint)
-    _check_count(len(files), limits)
-    try:
-        styles = dict(STYLES.validate_json(str(text), strict=True))
-    except ValidationError as error:
-        raise explain_style(error) from None
-    named = {part.exemplar for style in styles.values() for part in parts(style) if isinstance(part, Exemplar)}
-    for name in sorted(named - files.keys()):
-        message = f"styles: there is no file in a part {name[:40]!r}{did_you_mean(name[:40], files, '; the files are in: ')}"
-        hint = f"in a form, an exemplar is the name of a file's part, which begins with `{EXEMPLAR}`"
-        raise ApiError(422, "bad_styles", message, hint)
-    for name in sorted(files.keys() - named):
-        label = name.removeprefix(EXEMPLAR)
-        if label in styles:
-            message = f"two styles for {label!r}: the file in {name!r}, and {str(styles[label])[:40]}"
-            raise ApiError(422, "bad_styles", message, "leave one out, or name the file's part in `styles`")
-        styles[label] = Exemplar(exemplar=name)
-    return styles
-
-
-def _named(styles: Mapping[str, Style], limits: Limits) -> tuple[dict[str, Style], dict[str, bytes]]:
-    """Styles whose exemplars are names instead of base64, and the bytes behind the names; the same bytes get one name."""
-    names: dict[bytes, str] = {}
-
-    def named(style: Simple, place: str) -> Simple:
-        if not isinstance(style, Exemplar):
-            return style
-        name = names.setdefault(unbase64(style.exemplar, limits, place), place)
-        _check_count(len(names), limits)
-        return Exemplar(exemplar=name, boxes=style.boxes)
-
-    found: dict[str, Style] = {}
-    for label, style in styles.items():
-        if isinstance(style, Mix):
-            first, second = (named(part, f"styles.{label}.mix.{index}") for index, part in enumerate(style.mix))
-            found[label] = Mix(mix=(first, second), amount=style.amount)
-        else:
-            found[label] = named(style, f"styles.{label}")
-    return found, {name: content for content, name in names.items()}
-
-
-def _check_count(count: int, limits: Limits) -> None:
-    if count > limits.max_exemplars:
-        message = f"the styles name more than {limits.max_exemplars} different pictures"
-        raise ApiError(422, "too_many_exemplars", message, "one picture can be the exemplar of several classes")
-
-
-async def _picture(form: FormData) -> bytes:
-    image = form.get("image")
-    if image is None:
-        raise ApiError(422, "missing_image", "the form has no field `image`", "send the picture as a file in the field `image`")
-    if isinstance(image, str):
-        raise ApiError(422, "bad_image", "the field `image` is text, not a file", "with curl: -F image=@picture.png")
-    return await image.read()
-
-
-def _parse(body: bytes) -> TranslateRequest:
-    try:
-        return TranslateRequest.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        raise explain(error, TranslateRequest) from None
 
 
 def unbase64(text: str, limits: Limits, place: str = "image") -> bytes:

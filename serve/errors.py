@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,7 +39,12 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The error as an HTTP response."""
         body = {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
-        return JSONResponse(body, self.status, dict(self.headers or {}))
+        return JSONResponse(body, self.status, {"X-Recollect-Error": known_code(self.code), **(self.headers or {})})
+
+
+def known_code(code: str) -> str:
+    """A code as it may stand in a header and be counted: those that end in a field's name are as many as strangers invent."""
+    return code if code.isascii() and code.isidentifier() and len(code) <= 40 else "invalid"
 
 
 @contextlib.contextmanager
@@ -53,9 +59,20 @@ def of_serve() -> Iterator[None]:
         hint = f"try again after {RETRY_AFTER_S} s, as the header Retry-After says"
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         raise ApiError(503, "busy", "all translators are busy and the queue is full", hint, headers) from None
+    except (RayActorError, ReplicaUnavailableError):
+        hint = "try again; another one takes its place"
+        raise ApiError(
+            503, "interrupted", "a process of the server ended before the answer", hint, {"Retry-After": "1"}
+        ) from None
     except DeploymentUnavailableError:
         hint = "try again in a moment; /readyz says when it is back"
         raise ApiError(503, "unavailable", "no translator is running", hint, {"Retry-After": "5"}) from None
+
+
+def too_slow(seconds: float) -> ApiError:
+    """A 504 for an answer that took too long."""
+    hint = "the server may be overloaded, or the picture too large for it; try again, or send a smaller one"
+    return ApiError(504, "too_slow", f"there was no answer within {seconds:g} s", hint, {"Retry-After": "5"})
 
 
 def install(api: FastAPI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import colorsys
 import io
 import warnings
@@ -9,6 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -141,6 +143,37 @@ def _tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
+def resized(picture: Tensor, side: int | None, limits: Limits = Limits()) -> Tensor:
+    """The picture (3, H, W) with its longer side at `side` pixels; as it is without one.
+
+    Raises PictureError when that is more pixels than the limit, or leaves a side too short.
+    """
+    height, width = picture.shape[1:]
+    if side is None or side == max(height, width):
+        return picture
+    new = [max(1, round(length * side / max(height, width))) for length in (height, width)]
+    if new[0] * new[1] > limits.max_pixels:
+        message = f"size: {side} makes it {new[1]} x {new[0]} pixels; at most {limits.max_pixels:,} are computed"
+        raise PictureError("bad_size", message, _fewer(limits))
+    if min(new) < limits.min_side:
+        message = f"size: {side} makes it {new[1]} x {new[0]} pixels; each side needs at least {limits.min_side}"
+        raise PictureError("bad_size", message, "ask for a larger one")
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((new[1], new[0]), Image.Resampling.LANCZOS)
+    return _tensor(image)
+
+
+def to_base64(content: bytes) -> str:
+    """Standard base64, as it goes into JSON."""
+    return base64.b64encode(content).decode("ascii")
+
+
+def base64_png(picture: NDArray[np.uint8]) -> str:
+    """A colour picture (3, H, W) or a grey one (H, W) as a PNG in base64."""
+    stream = io.BytesIO()
+    Image.fromarray(picture if picture.ndim == 2 else picture.transpose(1, 2, 0)).save(stream, "PNG")
+    return to_base64(stream.getvalue())
+
+
 def encode(picture: Tensor, format: Format = "png") -> bytes:
     """A uint8 picture (3, H, W) as PNG (lossless), JPEG or WebP (quality 95).
 
@@ -170,6 +203,12 @@ def encode_map(items: Tensor) -> bytes:
     image.putpalette(_palette(256))
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def map_colours(count: int) -> list[str]:
+    """The colours of the first `count` items in maps of up to 256, as #rrggbb."""
+    parts = _palette(count)
+    return [f"#{parts[3 * item]:02x}{parts[3 * item + 1]:02x}{parts[3 * item + 2]:02x}" for item in range(count)]
 
 
 def _palette(count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import ipaddress
 import json
 import math
 import os
@@ -24,11 +25,20 @@ import ray
 import ray.serve
 import torch
 
+from recollect.bundle import absolute, open_bundle
 from recollect.retrieval.guided import open_pipeline
-from serve.app import INGRESS_CPUS, Args, build
+from recollect.retrieval.library import Library
+from serve import haproxy
+from serve.app import INGRESS_CPUS, build
+from serve.args import Args
+from serve.guard import checked
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
+NO_METRICS = {  # Ray's own pages, which would be on all addresses whatever the server listens on; ours is /metrics
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
 CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours
 
 
@@ -39,6 +49,28 @@ class Running:
     url: str
     card: dict[str, Any]  # what GET /v1/model said
     undo: contextlib.ExitStack = field(repr=False)
+    args: Args
+    local: bool
+    token: str = field(repr=False)
+    logging: dict[str, Any] = field(repr=False)
+
+    def update(self, bundle: str | os.PathLike[str], within_s: float = 180.0, **options: Any) -> None:
+        """Serve another bundle, or the same with other arguments: replicas are replaced while requests are answered.
+
+        Args:
+            bundle: a path or URI.
+            within_s: how long it may take.
+            options: further fields of `serve.args.Args`; what is not given is as it was.
+
+        Raises ValueError for a bundle or index that does not open, before anything is changed; RuntimeError when the new replicas
+        do not come up: the old ones go on then.
+        """
+        kept = {name: value for name, value in self.args.model_dump().items() if name not in ("bundle", "device")}
+        args = _args(bundle, self.args.device, self.local, {**kept, **options})
+        target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=self.logging)
+        ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _wait_running(time.monotonic() + within_s, lambda: None)
+        self.args, self.card = args, _get(f"{self.url}/v1/model", self.token)
 
     def stop(self) -> None:
         """Finish the requests under way, and end every process that `start` started. May be called twice."""
@@ -62,6 +94,10 @@ def start(
     request_timeout_s: float = 60.0,
     ready_within_s: float = 120.0,
     log_level: str = "WARNING",
+    proxy: Literal["haproxy", "ray"] = "haproxy",
+    token: str = "",
+    admin_token: str = "",
+    insecure: bool = False,
     check: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Running:
@@ -73,21 +109,27 @@ def start(
             else is the address of a cluster, which gets this code and must reach the bundle under the same path or URI.
         dashboard: with Ray's dashboard, on a free port (local only).
         request_timeout_s: an answer that takes longer becomes a 408.
+        proxy: what listens (local only): HAProxy, where there is one, or Ray Serve's own proxy, which answers fewer requests.
+        token: who sends it (`Authorization: Bearer ...`) may ask; empty: everybody who gets here.
+        admin_token: who sends this one may also change the index; empty: nobody.
+        insecure: listen beyond this machine without a token.
         check: called between the steps of starting; whatever it raises ends the start, cleans up, and comes out here.
         options: further fields of `serve.app.Args` (replicas, max_batch_size, limits, ...).
 
     Raises:
-        ValueError: no such bundle, an unknown option, or a port in use; before anything is started.
+        ValueError: no such bundle, an unknown option, a port in use, or a host beyond this machine without a token; before
+            anything is started.
         RuntimeError: the server did not come up.
     """
     local = address == "local"
+    options = {**options, **_guarded(host, local, token, admin_token, insecure)}
     args = _args(bundle, device, local, options)
     if local:
         require_free(host, port)
     undo = contextlib.ExitStack()
     try:
         check()
-        _connect(undo, address, dashboard, args)
+        _connect(undo, address, dashboard, args, haproxy.binary() if proxy == "haproxy" and ":" not in host else None)
         check()
         logging = {"log_level": log_level, "enable_access_log": False}
         http = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
@@ -97,8 +139,8 @@ def start(
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         url = f"http://{_visible(host if local else _head())}:{port}"
-        _wait_ready(url, ready_within_s, check)
-        return Running(url, _get(f"{url}/v1/model"), undo)
+        _wait_ready(url, ready_within_s, check, token)
+        return Running(url, _get(f"{url}/v1/model", token), undo, args, local, token, logging)
     except BaseException:
         undo.close()
         raise
@@ -110,10 +152,24 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
     uri = os.fspath(bundle)
     if local:
         uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
-        open_pipeline(uri)  # a bundle that does not open says so here, in one line, and not from a replica's log
+        options = {**options, "index": _index(uri, options.get("index", ""))}
+        options["bundles"] = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
+        for further in options["bundles"].values():
+            open_pipeline(further)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options = {"cpus_per_replica": max(1, cores // options.get("replicas", 1)), **options}
+        options = {"cpus_per_replica": max(1, cores // int(options.get("replicas", 1))), **options}
     return Args(bundle=uri, device=device, **options)
+
+
+def _index(uri: str, given: str) -> str:
+    """The index that a bundle is served with: the one given, or the one that its run was trained with.
+
+    A bundle that does not open, or an index that is not its own, says so here, in one line, and not from a replica's log.
+    """
+    pipeline = open_pipeline(uri, index=absolute(given))
+    if isinstance(pipeline.search, Library):
+        return absolute(given) or absolute(open_bundle(uri, verify=False).run.data.index)
+    return ""
 
 
 def require_free(host: str, port: int) -> None:
@@ -130,8 +186,30 @@ def require_free(host: str, port: int) -> None:
             raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}; port {free} is free") from None
 
 
-def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Args) -> None:
-    """Use the Ray that this process is connected to, or else start (or join) one."""
+def _guarded(host: str, local: bool, token: str, admin_token: str, insecure: bool) -> dict[str, Any]:
+    """The arguments that say who may ask. Raises ValueError where a stranger could."""
+    near = local and is_loopback(host)
+    if not (token or near or insecure):
+        where = f"on {host}, which others can reach" if local else "on every node of the cluster"
+        raise ValueError(f"the server would listen {where}, and there is no token; give a token, or say insecure")
+    digests = {"token_sha256": checked(token, "the token"), "admin_token_sha256": checked(admin_token, "the admin token")}
+    return {**{name: digest for name, digest in digests.items() if digest}, "near_only": near and not token}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Args, proxy: str | None) -> None:
+    """Use the Ray that this process is connected to, or else start (or join) one; a local one with the HAProxy at `proxy`."""
     if ray.is_initialized():
         return
     modules = [Path(str(importlib.import_module(name).__file__)).parent for name in CODE]
@@ -147,17 +225,24 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
     )  # short: it holds Unix sockets (107 bytes)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
     undo.callback(ray.shutdown, wait_for_processes=True)
-    needed = args.replicas * args.cpus_per_replica + args.ingress_replicas * INGRESS_CPUS
-    with _handlers_kept():
+    environment = haproxy.environment(Path(folder), proxy) if proxy else {}
+    with _handlers_kept(), haproxy.environ({**environment, **NO_METRICS}):
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(needed)),  # with too few, Ray would wait for more without a word
+            num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence
             include_dashboard=dashboard,
             dashboard_port=_free_port() if dashboard else None,
             object_store_memory=OBJECT_STORE_BYTES,
             runtime_env={"env_vars": passed},
             _temp_dir=folder,
         )
+
+
+def _cpus(args: Args) -> float:
+    """What Ray sets aside for all replicas; twice as much while they are being replaced."""
+    retrievers = args.shards * args.retriever_replicas * args.retriever_cpus if args.index else 0
+    translators = max(args.replicas, args.max_replicas) * args.cpus_per_replica
+    return translators + retrievers + args.ingress_replicas * INGRESS_CPUS
 
 
 @contextlib.contextmanager
@@ -200,27 +285,38 @@ def _visible(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _get(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+def _get(url: str, token: str = "") -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
         result: dict[str, Any] = json.load(answer)
         return result
 
 
-def _wait_ready(url: str, seconds: float, check: Callable[[], None]) -> None:
+def _wait_ready(url: str, seconds: float, check: Callable[[], None], token: str) -> None:
     deadline, reason = time.monotonic() + seconds, ""
+    _wait_running(deadline, check)
+    while time.monotonic() < deadline:
+        check()
+        try:
+            _get(f"{url}/readyz", token)
+            return
+        except OSError as error:  # also the HTTP errors of urllib
+            reason = str(error)
+        time.sleep(0.2)
+    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s: {reason}")
+
+
+def _wait_running(deadline: float, check: Callable[[], None]) -> None:
+    """Until the application runs as it was deployed last. Raises RuntimeError when it cannot, or takes too long."""
     while time.monotonic() < deadline:
         check()
         application = ray.serve.status().applications[APPLICATION]
         if application.status == "DEPLOY_FAILED":
             raise RuntimeError(f"the server did not come up: {application.message}")
         if application.status == "RUNNING":
-            try:
-                _get(f"{url}/readyz")
-                return
-            except OSError as error:  # also the HTTP errors of urllib
-                reason = str(error)
+            return
         time.sleep(0.2)
-    raise RuntimeError(f"{url}/readyz did not answer 200 within {seconds:g} s; the application is {application.status} {reason}")
+    raise RuntimeError(f"the server did not come up in time; the application is {application.status} {application.message}")
 
 
 def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
@@ -236,11 +332,12 @@ def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 80
 def _welcome(running: Running) -> str:
     card = running.card
     target = card["domains"][-1]
+    sent = ' -H "Authorization: Bearer $RECOLLECT_TOKEN"' if running.token else ""
     return "\n".join(
         [
             f"{card['name']} ({card['method']}: {', '.join(card['domains'])}) is served at {running.url}",
             f"documentation: {running.url}/docs",
-            f"try: curl -f -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
+            f"try: curl -f{sent} -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
             "Ctrl-C stops it",
         ]
     )

@@ -15,7 +15,12 @@ from recollect.styles import MAX_SEED, Style
 from serve.errors import ApiError
 
 MAX_SAMPLES = 8
-MAX_NAME = 200  # characters of a domain's or class's name
+MAX_NAME = 200  # characters of the name of a domain, class, attribute or model
+MAX_ATTRIBUTES = 256  # that one request may name
+MAX_SIDE = 65_536  # pixels; what a picture may have at most is the server's limits
+MAX_FOUND = 100  # pictures that one search returns
+MAX_IDS = 10_000  # of one change to the index
+MAX_ID = 1024  # characters of a picture's id
 Format = Literal["png", "jpeg", "webp"]
 
 
@@ -32,20 +37,41 @@ class Limits(BaseModel):
     max_exemplars: Annotated[int, Field(ge=0)] = 4  # different pictures that the styles of one request may name
 
 
+Model = Annotated[
+    str,
+    Field(
+        max_length=MAX_NAME,
+        description="which of the server's models; empty: the header `X-Recollect-Model`, or the first. `/v1/model` lists them",
+    ),
+]
+Attributes = Annotated[
+    dict[Annotated[str, Field(max_length=MAX_NAME)], Annotated[float, Field(ge=0, le=1)]], Field(max_length=MAX_ATTRIBUTES)
+]
+ATTRIBUTES = TypeAdapter(Attributes)
+ATTRIBUTES_HELP = (
+    "what the picture shall have, from 0 (not) to 1, where the model translates between attributes; the others stay what the "
+    "model sees in it. `/v1/domains` lists them"
+)
+ATTRIBUTES_EXAMPLE: dict[str, float] = {"Blond_Hair": 1, "Male": 0}
+Where = Annotated[dict[Annotated[str, Field(max_length=MAX_NAME)], Literal[0, 1]], Field(max_length=MAX_ATTRIBUTES)]
+WHERE = TypeAdapter(Where)
+
+
 class Options(BaseModel):
     """What is wanted of a translation, whichever way it is asked for."""
 
     model_config = ConfigDict(extra="forbid")
 
+    model: Model = ""
     target: Annotated[
-        str,
+        str | None,
         Field(
             min_length=1,
             max_length=MAX_NAME,
-            description="the domain to translate to; `/v1/model` lists them",
+            description="the domain to translate to; `/v1/domains` lists them. Not needed with one domain, or `attributes`",
             examples=["night"],
         ),
-    ]
+    ] = None
     source: Annotated[
         str | None,
         Field(
@@ -70,10 +96,34 @@ class Options(BaseModel):
             "translation. `true` without a seed draws one and returns it"
         ),
     ] = None
+    strength: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="how much of the retrieved neighbours is drawn with, from 0 (the picture's own content) to 1 (all, the "
+            "default), where `guides` of `/v1/model` has it",
+        ),
+    ] = None
     format: Annotated[Format, Field(description="how the answer is encoded")] = "png"
+    size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_SIDE,
+            description="pixels of the answer's longer side: the picture is resized to it first, in its aspect; default: as sent",
+        ),
+    ] = None
     memory_map: Annotated[
         bool, Field(description="also return which memory item each cell of the picture reads, where the method has a memory")
     ] = False
+    attention_mask: Annotated[
+        bool, Field(description="also return where the picture was drawn anew, where the method says so")
+    ] = False
+    neighbours: Annotated[
+        Literal["none", "ids", "thumbnails"],
+        Field(description="also return which pictures were retrieved to draw with, by id, or with thumbnails"),
+    ] = "none"
 
     @model_validator(mode="after")
     def _styles_differ(self) -> Self:
@@ -85,6 +135,13 @@ class Options(BaseModel):
                 {"given": given},
             )
         return self
+
+    def extras(self) -> frozenset[str]:
+        """The names of what is wanted beside the pictures."""
+        found = {name for name in ("memory_map", "attention_mask") if getattr(self, name)}
+        return frozenset(
+            found | {"none": set(), "ids": {"neighbours"}, "thumbnails": {"neighbours", "thumbnails"}}[self.neighbours]
+        )
 
     def seeds(self) -> list[int] | None:
         """One seed a sample, drawn if none is given; None for the deterministic translation."""
@@ -108,13 +165,16 @@ STYLES_EXAMPLE: dict[str, Any] = {
 }
 
 
+IMAGE_HELP = "the picture (PNG, JPEG, WebP or BMP), base64; a `data:` URL is fine too"
+EXEMPLAR_HELP = "a picture of the target domain whose style the whole translation takes, where `guides` of `/v1/model` has it"
+
+
 class TranslateRequest(Options):
     """A translation asked for in JSON."""
 
-    image: Annotated[
-        str,
-        Field(description="the picture (PNG, JPEG, WebP or BMP), base64; a `data:` URL is fine too", examples=["iVBORw0KGgo..."]),
-    ]
+    image: Annotated[str, Field(description=IMAGE_HELP, examples=["iVBORw0KGgo..."])]
+    exemplar: Annotated[str | None, Field(description=f"{EXEMPLAR_HELP}; base64")] = None
+    attributes: Annotated[Attributes, Field(description=ATTRIBUTES_HELP, examples=[ATTRIBUTES_EXAMPLE])] = {}
     styles: Annotated[Styles, Field(description=STYLES_HELP, examples=[STYLES_EXAMPLE])] = {}
 
 
@@ -122,6 +182,8 @@ class TranslateForm(Options):
     """A translation asked for by a form. Without a domain of its own for files, OpenAPI calls the picture binary."""
 
     image: Annotated[str, Field(description="the picture: PNG, JPEG, WebP or BMP", json_schema_extra={"format": "binary"})]
+    exemplar: Annotated[str | None, Field(description=EXEMPLAR_HELP, json_schema_extra={"format": "binary"})] = None
+    attributes: Annotated[str, Field(description=f"JSON: {ATTRIBUTES_HELP}", examples=[json.dumps(ATTRIBUTES_EXAMPLE)])] = ""
     styles: Annotated[
         str,
         Field(
@@ -132,53 +194,65 @@ class TranslateForm(Options):
     ] = ""
 
 
-class MemoryMap(BaseModel):
-    """Which memory item each cell of the picture reads: an indexed PNG, one pixel a cell, its value the item's index."""
+class SearchOptions(BaseModel):
+    """What is looked for in the index, whichever way it is asked for."""
 
-    image: Annotated[str, Field(description="PNG, base64; palette colours are only for the eye")]
-    cell: Annotated[int, Field(description="pixels of the picture per cell, along each side")]
+    model_config = ConfigDict(extra="forbid")
+
+    model: Model = ""
+    k: Annotated[int, Field(ge=1, le=MAX_FOUND, description="how many, nearest first")] = 5
+    thumbnails: Annotated[bool, Field(description="also return the pictures found, as the model sees them")] = False
+    target: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=MAX_NAME,
+            description="look for pictures alike in content that are of this domain, where styles are of domains",
+        ),
+    ] = None
 
 
-class Extras(BaseModel):
-    """What the method tells beside the pictures."""
-
-    memory_map: MemoryMap | None = None
+WHERE_HELP = "attribute -> 0 or 1: only pictures that are known to have these; `/v1/index` lists the attributes"
 
 
-class TranslateAnswer(BaseModel):
-    """Translations with everything needed to get them again."""
+class RetrieveRequest(SearchOptions):
+    """A search asked for in JSON."""
 
-    images: Annotated[list[str], Field(description="one base64 picture a sample")]
-    seeds: Annotated[
-        list[int] | None, Field(description="one a sample; null: the deterministic translation, no seed is involved")
+    image: Annotated[str, Field(description=IMAGE_HELP, examples=["iVBORw0KGgo..."])]
+    attributes: Annotated[
+        Attributes,
+        Field(
+            description="look for pictures alike in content with these attributes instead of those that the picture has",
+            examples=[ATTRIBUTES_EXAMPLE],
+        ),
+    ] = {}
+    where: Annotated[Where, Field(description=WHERE_HELP, examples=[{"Male": 1}])] = {}
+    exclude: Annotated[
+        list[Annotated[str, Field(max_length=MAX_ID)]],
+        Field(max_length=MAX_FOUND, description="ids that are not to be found, for instance the picture's own"),
+    ] = []
+
+
+class RetrieveForm(SearchOptions):
+    """A search asked for by a form; `attributes`, `where` and `exclude` are JSON in text fields."""
+
+    image: Annotated[str, Field(description="the picture: PNG, JPEG, WebP or BMP", json_schema_extra={"format": "binary"})]
+    attributes: Annotated[
+        str, Field(description="JSON, as in the request by JSON", examples=[json.dumps(ATTRIBUTES_EXAMPLE)])
+    ] = ""
+    where: Annotated[str, Field(description=f"JSON: {WHERE_HELP}", examples=['{"Male": 1}'])] = ""
+    exclude: Annotated[str, Field(description="JSON: a list of ids", examples=['["train-000017"]'])] = ""
+
+
+class IndexChange(BaseModel):
+    """Pictures of the index's store to take in or out, by id."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_ID)]],
+        Field(min_length=1, max_length=MAX_IDS, examples=[["train-000017-blond-male-young"]]),
     ]
-    model: Annotated[str, Field(description="the name of the model")]
-    digest: Annotated[str, Field(description="SHA-256 of the bundle that answered")]
-    width: int
-    height: int
-    format: Format
-    extras: Extras
-
-
-class ModelCard(BaseModel):
-    """What this server translates with."""
-
-    name: str
-    digest: Annotated[str, Field(description="SHA-256 over the bundle's files")]
-    method: str
-    domains: list[str]
-    classes: list[str]
-    size: Annotated[int, Field(description="pixels of the square pictures it was trained on; others work, those work best")]
-    random_styles: Annotated[bool, Field(description="whether the method takes `seed`, `samples` and `random_style`")]
-    style_classes: Annotated[
-        dict[str, int],
-        Field(description="the classes that `styles` can name, and the items of each; empty where the method has no memory"),
-    ]
-    extras: Annotated[list[str], Field(description="what it tells beside the pictures")]
-    device: str
-    recollect: Annotated[str, Field(description="the version of this software")]
-    limits: Limits
-    run: Annotated[dict[str, Any], Field(description="everything that determined its training")]
 
 
 class Error(BaseModel):
@@ -195,17 +269,24 @@ class ErrorAnswer(BaseModel):
     error: Error
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> ApiError:
-    """A 422 from what pydantic found wrong with a request: `missing_target`, `bad_seed`, `unknown_field`, ..."""
+def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> ApiError:
+    """A 422 from what pydantic found wrong with a request: `missing_target`, `bad_seed`, `unknown_field`, ...
+
+    `inside` is the field whose text was read as JSON, where it is that.
+    """
     first = error.errors(include_url=False)[0]
-    field = str(first["loc"][0]) if first["loc"] else ""
+    field = inside or (str(first["loc"][0]) if first["loc"] else "")
     if field == "styles" and len(first["loc"]) > 1:
         return explain_style(error)
+    if field in JSON_FIELDS and first["type"] not in ("missing", "extra_forbidden"):
+        where = ".".join(str(part)[:MAX_NAME] for part in first["loc"] if part != field)
+        told = "the field is no JSON" if first["type"] == "json_invalid" else ": ".join(filter(None, [where, first["msg"]]))
+        return ApiError(422, f"bad_{field}", f"{field}: {told}", _hint(field, model))
     if first["type"] == "json_invalid":
         return ApiError(422, "invalid_json", f"the body is no JSON: {first['msg']}", "see /docs for an example")
     if first["type"] == "extra_forbidden":
         return ApiError(
-            422, "unknown_field", f"there is no field {field!r}{did_you_mean(field, model.model_fields)}", "see /docs"
+            422, "unknown_field", f"there is no field {field[:80]!r}{did_you_mean(field[:80], model.model_fields)}", "see /docs"
         )
     if first["type"] == "contradiction":
         return ApiError(422, "contradiction", first["msg"], "random_style: false goes with one sample and no seed")
@@ -226,6 +307,9 @@ def explain_style(error: ValidationError) -> ApiError:
         place = "the field is no JSON"
     message = f"styles: {place}: {first['msg']}" if place else f"styles: {first['msg']}"
     return ApiError(422, "bad_styles", message, f"for instance {json.dumps(STYLES_EXAMPLE)}; see /docs")
+
+
+JSON_FIELDS = ("attributes", "where", "exclude", "ids")
 
 
 def _others(errors: Sequence[Any]) -> str:

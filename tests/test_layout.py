@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -176,41 +175,6 @@ def test_ci_calls_the_makefile_and_nothing_else() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert [line for line in lines if line.startswith("make ")] == ["make setup", "make check", "make test"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-
-
-def cluster(change: Callable[[dict[str, Any]], object] = lambda config: None) -> None:
-    """Ray's own check of cluster.yaml, which `ray up` makes first."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    change(config)
-    validate_config(prepare_config(config))
-
-
-def test_the_cluster_is_one_that_ray_accepts() -> None:
-    cluster()
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    assert "~" not in config["file_mounts"] and all(key.startswith("~/") for key in config["file_mounts"])
-    assert all("TOKEN" not in key.upper() for key in config)  # no secrets
-    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
-        assert "ray start" not in command or "RAY_AUTH_MODE=token" in command
-    extra = re.search(r"'\.\[(\w+)\]'", " ".join(config["setup_commands"]))
-    assert extra and extra.group(1) in project()["optional-dependencies"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda config: config.update(setup_comands=[]),
-        lambda config: config.update(head_node_type="hed"),
-        lambda config: config["available_node_types"]["gpu"]["resources"].update(CPU=0.5),
-        lambda config: config.update(max_workers="many"),
-        lambda config: config["provider"].update(typ="aws", type=None),
-    ],
-)
-def test_a_misspelt_cluster_is_not(change: Callable[[dict[str, Any]], object]) -> None:
-    with pytest.raises(Exception):  # noqa: B017  (Ray raises half a dozen kinds)
-        cluster(change)
 
 
 def project() -> dict[str, Any]:

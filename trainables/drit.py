@@ -364,7 +364,7 @@ class DRIT(Translator):
         refuse(guide, ("noise", "exemplar"), "drit")
         if guide.noise is not None and guide.exemplar is not None:
             raise ValueError("drit takes noise or an exemplar, not both")
-        shape = (len(images), self.config.style_dim)
+        shape = (images.shape[0], self.config.style_dim)
         if guide.noise is not None:
             if tuple(guide.noise.shape) != shape:
                 raise ValueError(f"drit's noise is {shape}, one style a picture, not {tuple(guide.noise.shape)}")

@@ -36,7 +36,7 @@ Where this departs from the paper or from its released codes (which also differ 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -50,7 +50,16 @@ from recollect.config import Choice, ModelConfig, Range, Weights, did_you_mean
 from recollect.objective import Terms
 from recollect.pretrained import WeightsFile
 from recollect.trainable import Part, Phase, Step, Translator, refuse
-from trainables.parts.blocks import AdaINResBlock, GlobalStyleEncoder, Mlp, content_layers, conv, doublings, initialise
+from trainables.parts.blocks import (
+    AdaINResBlock,
+    GlobalStyleEncoder,
+    Mlp,
+    content_layers,
+    conv,
+    doublings,
+    in_one_pass,
+    initialise,
+)
 from trainables.parts.critics import AttributeCritic, Verdict
 from trainables.parts.losses import Gan, adversarial, l1, misnamed
 from trainables.parts.mixture import Mixture, Posterior, flipped
@@ -74,6 +83,7 @@ class GMMUNITConfig(ModelConfig):
     generator_blocks: Annotated[int, Field(ge=1)] = 4
     mlp_width: Annotated[int, Field(ge=1)] = 256
     attention: bool = True
+    mask_bias: float = 0.0  # where the mask's logit starts: below zero, translations start as the picture itself
     keep_unchanged_attributes: bool = False
     critic_width: Annotated[int, Field(ge=4)] = 64
     critic_layers: Annotated[int, Field(ge=1)] = 5
@@ -149,6 +159,10 @@ class Drawing(NamedTuple):
     images: Tensor  # (B, 3, H, W) in [-1, 1]
     mask: Tensor | None  # (B, 1, H, W) in [0, 1]; None: everywhere
 
+    def over(self, background: Tensor) -> Tensor:
+        """The picture, with the background (B, 3, H, W) where nothing is drawn."""
+        return self.images if self.mask is None else self.images * self.mask + background * (1 - self.mask)
+
 
 class Decoder(nn.Module):
     """G: AdaIN residual blocks, whose parameters a perceptron makes of the style, doublings, and a picture with its mask."""
@@ -161,6 +175,11 @@ class Decoder(nn.Module):
         self.ups = nn.Sequential(*doublings(config.width, config.downs))
         self.picture = conv(config.width, 3, 7, act=nn.Tanh())
         self.mask = conv(config.width, 1, 7, act=nn.Sigmoid()) if config.attention else None
+
+    def start_mask_at(self, logit: float) -> None:
+        """The bias of the mask's last layer, of which initialisation makes zero."""
+        if self.mask is not None:
+            nn.init.constant_(self.mask[1].bias, logit)  # type: ignore[arg-type]
 
     def forward(self, content: Tensor, style: Tensor) -> Drawing:
         x = content
@@ -250,6 +269,7 @@ class GMMUNIT(Translator):
         )
         for name, net in self.named_children():
             initialise(net, config.critic_init_std if name == "critic" else config.init_std)
+        self.decoder.start_mask_at(config.mask_bias)
         self.perceptual = Perceptual(config.vgg16)
 
     @property
@@ -276,16 +296,14 @@ class GMMUNIT(Translator):
         """What `fused` takes of neighbours (B, k, 3, H, W), made once a step; nothing here (RG-UNIT: their contents)."""
         return None
 
-    def fused(self, content: Tensor, guidance: Any) -> Tensor:
+    def fused(self, content: Tensor, guidance: Any, strength: Tensor | None = None) -> Tensor:
         """c~, what G is given for a content: the content itself here (RG-UNIT: with what its neighbours show)."""
         return content
 
     def decode(self, content: Tensor, style: Tensor, background: Tensor | None = None) -> Drawing:
         """G(c~, s): the drawing, over a background (B, 3, H, W) where it is masked; without one all that is drawn."""
         drawing: Drawing = self.decoder(content, style)
-        if background is None or drawing.mask is None:
-            return drawing
-        return drawing._replace(images=drawing.images * drawing.mask + background * (1 - drawing.mask))
+        return drawing if background is None else drawing._replace(images=drawing.over(background))
 
     def task(self, step: Step) -> Task:
         """The step's pictures, targets and draws. Raises ValueError for a picture whose attributes are not known."""
@@ -336,26 +354,39 @@ class GMMUNIT(Translator):
         posterior: Posterior = self.style_encoder(images)
         style = self.target_style(task, posterior.mean)
         fused = self.fused(content, guidance)
-        fake = self.decode(fused, style, images).images
+        styles = {"fake": style}
+        if step.wants("image_rec"):
+            styles["own"] = posterior.mean
+        if step.wants("iso"):
+            styles["other"] = self.target_style(task, posterior.mean, draw=1)
+        drawn = self._drawings(fused, styles)
+        fake = drawn["fake"].over(images)
         step.cache["fakes"] = fake.detach()
         terms: Terms = {}
         if step.wants("image_rec"):
-            terms["image_rec"] = l1(self.decode(fused, posterior.mean).images, images)  # eq. 4
+            terms["image_rec"] = l1(drawn["own"].images, images)  # eq. 4
         if step.wants("kl"):
             terms["kl"] = self.mixture.kl(posterior, task.own)
         if step.wants("style_rec", "iso"):
-            read = self.style(fake)
+            pictures = [fake, drawn["other"].over(images)] if step.wants("iso") else [fake]
+            read = in_one_pass(self.style, pictures)
             if step.wants("style_rec"):
-                terms["style_rec"] = l1(read, style)  # eq. 3
+                terms["style_rec"] = l1(read[0], style)  # eq. 3
             if step.wants("iso"):
-                other = self.target_style(task, posterior.mean, draw=1)
-                again = self.style(self.decode(fused, other, images).images)
-                terms["iso"] = isometry(style, other, read, again)
+                terms["iso"] = isometry(style, styles["other"], *read)
         if step.wants("content_rec", "cyc_rec", "perceptual"):
             terms |= self._back(step, fake, content, posterior.mean, guidance)
         if step.wants("adv", "cls"):
             terms |= self._judged(step, self.critic(fake), task.wanted)
         return terms
+
+    def _drawings(self, fused: Tensor, styles: Mapping[str, Tensor]) -> dict[str, Drawing]:
+        """A content drawn in several styles (B, Z) by name, in one pass."""
+        images, mask = self.decode(torch.cat([fused] * len(styles)), torch.cat(list(styles.values())))
+        masks = (None,) * len(styles) if mask is None else mask.chunk(len(styles))
+        return {
+            name: Drawing(*pair) for name, pair in zip(styles, zip(images.chunk(len(styles)), masks, strict=True), strict=True)
+        }
 
     def _back(self, step: Step, fake: Tensor, content: Tensor, own_style: Tensor, guidance: Any) -> Terms:
         """The translations encoded again, and drawn with the pictures' own styles."""
@@ -384,11 +415,11 @@ class GMMUNIT(Translator):
         if not step.wants("critic", "critic_cls"):
             return {}
         task, terms = self.task(step), Terms()
-        verdict: Verdict = self.critic(task.images)
+        pictures = [task.images, step.cache["fakes"]] if step.wants("critic") else [task.images]
+        verdict, *of_fakes = self.critic.apart(pictures)
         if step.wants("critic"):
-            fake: Verdict = self.critic(step.cache["fakes"])
             terms["critic"] = adversarial(verdict.real, 1.0, self.config.gan) + adversarial(
-                fake.real, 0.0, self.config.gan
+                of_fakes[0].real, 0.0, self.config.gan
             )  # eq. 6
         if step.wants("critic_cls"):
             terms["critic_cls"] = misnamed(verdict.attributes, task.own)
@@ -404,13 +435,13 @@ class GMMUNIT(Translator):
         The extra `mask` (B, 1, H, W) in [0, 1] is what was drawn anew.
         """
         refuse(guide, self.guides, self.config.name)
-        content = self.fused(self.content(images), self.guidance(guide.neighbours))
+        content = self.fused(self.content(images), self.guidance(guide.neighbours), guide.strength)
         drawing = self.decode(content, self.guided_style(images, source, target, guide), images)
         return Translation(drawing.images, {} if drawing.mask is None else {"mask": drawing.mask})
 
     def guided_style(self, images: Tensor, source: int, target: int, guide: Guide) -> Tensor:
         """The style (B, Z) that a guide asks for. Raises ValueError for guides that contradict each other or do not fit."""
-        name, shape = self.config.name, (len(images), self.mixture.size)
+        name, shape = self.config.name, (images.shape[0], self.mixture.size)
         if guide.exemplar is not None:
             if guide.noise is not None or guide.attributes is not None:
                 raise ValueError(f"{name} takes an exemplar, or attributes and noise; not both")
@@ -418,12 +449,12 @@ class GMMUNIT(Translator):
         if guide.noise is not None and tuple(guide.noise.shape) != shape:
             raise ValueError(f"{name}'s noise is (B, Z) = {shape} here, not {tuple(guide.noise.shape)}")
         wanted = guide.attributes
-        if wanted is not None and tuple(wanted.shape) != (len(images), len(self.attributes)):
+        if wanted is not None and tuple(wanted.shape) != (images.shape[0], len(self.attributes)):
             raise ValueError(
                 f"{name}'s attributes are (B, {len(self.attributes)}): {', '.join(self.attributes)}; not {tuple(wanted.shape)}"
             )
         if wanted is None and not self.config.attributes:
-            wanted = F.one_hot(torch.full((len(images),), target, device=images.device), len(self.attributes))
+            wanted = F.one_hot(torch.full((images.shape[0],), target, device=images.device), len(self.attributes))
         if guide.noise is not None:
             wanted = self.read_attributes(images, source) if wanted is None else wanted
             return self.mixture.sample(wanted.to(images), guide.noise.to(images))

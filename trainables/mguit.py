@@ -31,7 +31,7 @@ Where this departs from the paper or from its released code, and why:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -50,6 +50,7 @@ from trainables.parts.blocks import (
     TailSharingEncoder,
     conv,
     deconv,
+    in_one_pass,
     initialise,
     resize_to,
 )
@@ -130,9 +131,8 @@ class MGUITWeights(Weights):
 class ContentEncoder(TailSharingEncoder):
     """E_c: a trunk per domain and a shared tail; content is L2-normalised per pixel, so that c . k is the cosine of eq. 3."""
 
-    def forward(self, images: Tensor, domain: int) -> Tensor:
-        content = unit(super().forward(images, domain))
-        return content  # (B, C, h, w)
+    def together(self, images: Sequence[Tensor], domains: Sequence[int]) -> list[Tensor]:
+        return [unit(content) for content in super().together(images, domains)]  # (B, C, h, w) each
 
 
 class StyleEncoder(nn.Module):
@@ -157,8 +157,37 @@ class StyleEncoder(nn.Module):
         return style  # (B, value_dim, h, w)
 
 
-class ConcatGenerator(nn.Module):
-    """G as in DRIT: the style map is concatenated to the features before every stage."""
+class Drawing(NamedTuple):
+    """One picture that G is asked for: the index of its content, its style map (B, C, h, w), its domain."""
+
+    content: int
+    style: Tensor
+    domain: int
+
+
+class Generator(nn.Module):
+    """G: content and style map to a picture of a domain."""
+
+    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
+        return self.together([content], [Drawing(0, style, domain)])[0]  # (B, 3, H, W)
+
+    def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+        """Several drawings from some contents: each content is prepared once, and all go through what they share in one pass."""
+        raise NotImplementedError
+
+
+def _by_domain(nets: nn.ModuleList, inputs: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+    """Each input through the net of its drawing's domain, or through the one that serves all; one pass a net."""
+    owner = [min(drawing.domain, len(nets) - 1) for drawing in drawings]
+    outputs: dict[int, Tensor] = {}
+    for index in dict.fromkeys(owner):
+        mine = [place for place, other in enumerate(owner) if other == index]
+        outputs |= zip(mine, in_one_pass(nets[index], [inputs[place] for place in mine]), strict=True)
+    return [outputs[place] for place in range(len(inputs))]
+
+
+class ConcatGenerator(Generator):
+    """As in DRIT: the style map is concatenated to the features before every stage."""
 
     def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
@@ -173,18 +202,19 @@ class ConcatGenerator(nn.Module):
             self.ups.append(nn.ModuleList(deconv(inputs, channels, "layer") for _ in range(count)))
         self.last = nn.ModuleList(nn.Conv2d(channels + style, 3, 1) for _ in range(1 if config.share_generator else domains))
 
-    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
-        x = self.blocks(torch.cat([self.head(content), style], dim=1))
-        for stage in self.ups:
-            nets = list(stage)  # type: ignore[call-overload]
-            x = nets[min(domain, len(nets) - 1)](torch.cat([x, resize_to(style, x)], dim=1))
-        last = self.last[min(domain, len(self.last) - 1)]
-        picture: Tensor = last(torch.cat([x, resize_to(style, x)], dim=1)).tanh()
-        return picture  # (B, 3, H, W)
+    def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+        heads = in_one_pass(self.head, contents)
+        styles = [drawing.style for drawing in drawings]
+        joined = [torch.cat([heads[drawing.content], drawing.style], dim=1) for drawing in drawings]
+        found = in_one_pass(self.blocks, joined)
+        for stage in [*self.ups, self.last]:
+            inputs = [torch.cat([x, resize_to(style, x)], dim=1) for x, style in zip(found, styles, strict=True)]
+            found = _by_domain(stage, inputs, drawings)
+        return [picture.tanh() for picture in found]  # (B, 3, H, W) each
 
 
-class ModulatedGenerator(nn.Module):
-    """G whose instance norms take scale and shift from the style map; upsampling and output are per domain."""
+class ModulatedGenerator(Generator):
+    """The instance norms take scale and shift from the style map; upsampling and output are per domain."""
 
     def __init__(self, config: MGUITConfig, domains: int) -> None:
         super().__init__()
@@ -197,15 +227,23 @@ class ModulatedGenerator(nn.Module):
             self.norms.append(nn.ModuleList(Modulation(b, style) for b in sizes[1:]))
         self.last = nn.ModuleList(conv(config.width, 3, 5) for _ in range(len(self.convs)))
 
-    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
-        domain = min(domain, len(self.last) - 1)
-        x = content * content.shape[1] ** 0.5  # unit-norm content back to unit variance
+    def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+        x = torch.cat([contents[drawing.content] for drawing in drawings])
+        x = x * x.shape[1] ** 0.5  # unit-norm content back to unit variance
+        style, sizes = torch.cat([drawing.style for drawing in drawings]), [drawing.style.shape[0] for drawing in drawings]
         for block in self.blocks:
             x = block(x, style)
-        for layer, norm in zip(self.convs[domain], self.norms[domain], strict=True):  # type: ignore[call-overload]
-            x = F.leaky_relu(norm(layer(F.interpolate(x, scale_factor=2, mode="nearest")), style), 0.2)
-        picture: Tensor = self.last[domain](x).tanh()
-        return picture  # (B, 3, H, W)
+        owner = [min(drawing.domain, len(self.last) - 1) for drawing in drawings]
+        pieces = list(zip(x.split_with_sizes(sizes), style.split_with_sizes(sizes), strict=True))
+        found: dict[int, Tensor] = {}
+        for index in dict.fromkeys(owner):
+            mine = [place for place, other in enumerate(owner) if other == index]
+            y, own = (torch.cat(parts) for parts in zip(*(pieces[place] for place in mine), strict=True))
+            for layer, norm in zip(self.convs[index], self.norms[index], strict=True):  # type: ignore[call-overload]
+                y = F.leaky_relu(norm(layer(F.interpolate(y, scale_factor=2, mode="nearest")), own), 0.2)
+            pictures = self.last[index](y).tanh().split_with_sizes([sizes[place] for place in mine])
+            found |= zip(mine, pictures, strict=True)
+        return [found[place] for place in range(len(drawings))]  # (B, 3, H, W) each
 
 
 class DomainCritics(nn.Module):
@@ -300,7 +338,7 @@ class MGUIT(Translator):
             raise ValueError("without a memory (memory.use=none) there is nothing to contrast with; set model.contrast=none")
         self.content_encoder = ContentEncoder(config.width, config.downs, config.content_blocks, count)
         self.style_encoder = StyleEncoder(config, count)
-        self.generator: nn.Module = {"concat": ConcatGenerator, "modulate": ModulatedGenerator}[config.fusion](config, count)
+        self.generator: Generator = {"concat": ConcatGenerator, "modulate": ModulatedGenerator}[config.fusion](config, count)
         self.domain_critic = DomainCritics(config, count)
         self.content_critic = ContentCritic(config.width * 2**config.downs, count)
         self.memory = ClassAwareMemory(
@@ -337,35 +375,25 @@ class MGUIT(Translator):
         """All eight terms of eq. 9 for encoders and generators."""
         images = [batch.images for batch in step.batches]
         classes = [self._classes(batch.classes, image) for batch, image in zip(step.batches, images, strict=True)]
-        contents = [self.content_encoder(image, x) for x, image in enumerate(images)]
+        contents = self.content_encoder.together(images, (0, 1))
         styles = [self.style_encoder(image, x) for x, image in enumerate(images)]
         written = self.memory.update(contents, [unit(s) for s in styles], classes, step.reduce)
         state = written if self.config.memory.order == "update-read" else self.memory.stored()
         terms = {name: images[0].new_zeros(()) for name in self._translation_terms() if step.wants(name)}
         own = [self._own_values(*row) for row in zip(contents, styles, (0, 1), classes, strict=True)]
+        noisy = [self._with_noise(content, step, x) for x, content in enumerate(contents)]
+        read = [self.memory.address(*row, state) for row in zip(contents, classes, strict=True)]
+        random = {y: self._random_values(step, step.batches[1 - y].slots, y, state) for y in (1, 0)}
+        drawn = self._drawings(step, noisy, read, state, own, random)
         fakes: list[list[Tensor]] = [[], []]
         for x, y in ((0, 1), (1, 0)):
-            batch, image, content = step.batches[x], images[x], contents[x]
-            noisy = self._with_noise(content, step, x)
             if step.wants("self_rec"):
-                terms["self_rec"] += l1(self._draw(noisy, x, classes[x], state, own[x]), image)  # eq. 7
-            fake = self._draw(noisy, y, classes[x], state, own[y] if self.config.memory.use == "none" else None)  # eq. 1
-            fakes[y].append(fake)
-            if step.wants("cyc_rec", "content_rec"):
-                again = self.content_encoder(fake, y)
-                if step.wants("content_rec"):
-                    terms["content_rec"] += l1(again, content.detach())
-                if step.wants("cyc_rec"):
-                    back = self._draw(self._with_noise(again, step, x), x, classes[x], state, own[x])
-                    terms["cyc_rec"] += l1(back, image)  # eq. 7
-            if step.wants("latent", "adv_domain"):
-                values = self._random_values(step, batch.slots, y, state)
-                style, weights = self.memory.read(content, y, classes[x], state, values)
-                style = self._passed(style)
-                random = self.generator(noisy, style.to(content.dtype), y)
-                fakes[y].append(random)
-                if step.wants("latent"):
-                    terms["latent"] += self._latent_error(random, y, weights, values)
+                terms["self_rec"] += l1(drawn["self", x], images[x])  # eq. 7
+            if step.wants("latent"):
+                terms["latent"] += self._latent_error(drawn["random", y], y, read[x], random[y])
+            fakes[y] = [drawn[kind, y] for kind in ("cross", "random") if (kind, y) in drawn]
+        if step.wants("cyc_rec", "content_rec"):
+            self._back(step, terms, [fakes[1][0], fakes[0][0]], contents, classes, state, own)
         for x in (0, 1):
             if step.wants("adv_domain"):
                 terms["adv_domain"] += adversarial(self.domain_critic(torch.cat(fakes[x]), x), 1.0, self.config.gan)
@@ -381,14 +409,67 @@ class MGUIT(Translator):
             step.cache["written_from"] = [styles[x].detach() for x in (0, 1)], classes
         return terms
 
+    def _drawings(
+        self,
+        step: Step,
+        contents: Sequence[Tensor],
+        read: Sequence[Tensor],
+        state: MemoryState,
+        own: Sequence[Tensor | None],
+        random: Mapping[int, Tensor],
+    ) -> dict[tuple[str, int], Tensor]:
+        """What is drawn of the step's pictures, in one pass, by kind and by the domain it is drawn in.
+
+        `self` of the domain's own pictures; `cross` of the other domain's, with what the memory has; `random` with drawn values.
+        """
+        wanted: dict[tuple[str, int], Drawing] = {}
+
+        def want(kind: str, x: int, y: int, values: Tensor | None) -> None:
+            style = self._passed(self.memory.recall(read[x], y, state, values))
+            wanted[kind, y] = Drawing(x, style.to(contents[x].dtype), y)
+
+        for x, y in ((0, 1), (1, 0)):
+            if step.wants("self_rec"):
+                want("self", x, x, own[x])
+            want("cross", x, y, own[y] if self.config.memory.use == "none" else None)  # eq. 1
+            if step.wants("latent", "adv_domain"):
+                want("random", x, y, random[y])
+        return dict(zip(wanted, self.generator.together(contents, list(wanted.values())), strict=True))
+
+    def _back(
+        self,
+        step: Step,
+        terms: Terms,
+        fakes: Sequence[Tensor],
+        contents: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        state: MemoryState,
+        own: Sequence[Tensor | None],
+    ) -> None:
+        """The translations of both domains' pictures encoded again, and drawn back."""
+        again = self.content_encoder.together(fakes, (1, 0))
+        if step.wants("content_rec"):
+            for x in (0, 1):
+                terms["content_rec"] += l1(again[x], contents[x].detach())
+        if step.wants("cyc_rec"):
+            noisy = [self._with_noise(content, step, x) for x, content in enumerate(again)]
+            drawings = []
+            for x in (0, 1):
+                style = self.memory.read(again[x], x, classes[x], state, own[x])[0]
+                drawings.append(Drawing(x, self._passed(style).to(again[x].dtype), x))
+            for x, picture in enumerate(self.generator.together(noisy, drawings)):
+                terms["cyc_rec"] += l1(picture, step.batches[x].images)  # eq. 7
+
     def domain_critic_terms(self, step: Step) -> Terms:
         """Critics tell pictures from translations, whether the style was remembered or random."""
         if not step.wants("critic_domain"):
             return {}
         loss = step.batches[0].images.new_zeros(())
         for x, batch in enumerate(step.batches):
-            loss = loss + adversarial(self.domain_critic(batch.images, x), 1.0, self.config.gan)
-            loss = loss + adversarial(self.domain_critic(step.cache["fakes"][x], x), 0.0, self.config.gan)
+            fakes: Tensor = step.cache["fakes"][x]
+            answers = self.domain_critic(torch.cat([batch.images.to(fakes), fakes]), x)
+            real, fake = zip(*(answer.split_with_sizes([len(batch), len(fakes)]) for answer in answers), strict=True)
+            loss = loss + adversarial(list(real), 1.0, self.config.gan) + adversarial(list(fake), 0.0, self.config.gan)
         return {"critic_domain": loss}
 
     def content_critic_terms(self, step: Step) -> Terms:
@@ -408,6 +489,11 @@ class MGUIT(Translator):
         if after is not None and bool((self.memory.idle >= after).any()):
             self._revive(step, (self.memory.idle >= after).nonzero()[:, 0])
 
+    def compile_nets(self) -> None:
+        super().compile_nets()
+        for net in (self.content_encoder, self.generator):
+            net.together = torch.compile(net.together)  # type: ignore[assignment,method-assign]
+
     def health(self) -> dict[str, float]:
         return self.memory.health()
 
@@ -422,7 +508,7 @@ class MGUIT(Translator):
             raise ValueError("mguit takes noise or an exemplar, not both")
         content = self.content_encoder(images, source)
         classes = None if guide.classes is None or self.config.memory.use != "class-aware" else guide.classes
-        values = self._guided_values(guide, target, len(images))
+        values = self._guided_values(guide, target, images.shape[0])
         style, weights = self.memory.read(content, target, classes, values=values)
         return Translation(self.generator(content, style.to(content.dtype), target), {"memory_map": weights.argmax(dim=1)})
 
@@ -492,11 +578,6 @@ class MGUIT(Translator):
         if not (self.config.memory.own_style or self.config.memory.use == "none"):
             return None
         return self.memory.collect(content, style, domain, classes)[0]
-
-    def _draw(self, content: Tensor, target: int, classes: Tensor, state: MemoryState, values: Tensor | None = None) -> Tensor:
-        style, _ = self.memory.read(content, target, classes, state, values)
-        picture: Tensor = self.generator(content, self._passed(style).to(content.dtype), target)
-        return picture
 
     def _passed(self, style: Tensor) -> Tensor:
         return style.detach() if self.config.memory.detach == "released" else style

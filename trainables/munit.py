@@ -228,7 +228,7 @@ class MUNIT(Translator):
         if guide.noise is not None and guide.exemplar is not None:
             raise ValueError("munit takes noise or an exemplar, not both")
         content = self.content_encoder(images, source)
-        style = content.new_zeros(len(images), self.config.style_dim)
+        style = content.new_zeros(images.shape[0], self.config.style_dim)
         if guide.exemplar is not None:
             style = self.style_encoder(guide.exemplar, target)
         if guide.noise is not None:

@@ -17,6 +17,8 @@ Decisions, and where this departs from the paper or its released code:
 - Both fusing convolutions are trained. In the released code the inner one is detached, so its random weights never change.
 - `fusion = "residual"` (preset `tiny`) adds the fused map to the picture's own content, from zero on, so that training starts at
   what stage 1 ended with; `"paper"` draws from the fused map alone, and has to learn to draw again.
+- `Guide.strength` goes from the picture's own content (0) to the fused one (1). It is offered by the residual fusion only: there
+  both are maps that the decoder has learned to draw from; the paper's decoder never saw a content that is not fused.
 - `guidance` has the controls: `random` pictures in place of neighbours, drawn by step and slot, and `none`, which trains the
   decoder for as long with frozen encoders and no fusion.
 - The perceptron of the decoder is trained, as in the paper (frozen in the released code of 2020). The critic goes on training.
@@ -134,6 +136,8 @@ class RGUNIT(GMMUNIT):
         self.fusion: Fusion | None = None
         if config.guidance != "none":
             self.fusion = Fusion(channels, config.neighbours, config.fusion == "residual", config.init_std)
+            if config.fusion == "residual":
+                self.guides = (*self.guides, "strength")  # type: ignore[misc]
         else:
             self.guides = GMMUNIT.guides  # type: ignore[misc]  # neighbours would do nothing
         for name in self.frozen:
@@ -162,17 +166,17 @@ class RGUNIT(GMMUNIT):
             raise ValueError(f"this {self.config.name} draws with {wanted} neighbours, and there are {found}")
         with torch.no_grad():
             contents = self.content(neighbours.flatten(0, 1))  # (B * n, C, h, w)
-        return contents.reshape(len(neighbours), -1, *contents.shape[-2:])
+        return contents.reshape(neighbours.shape[0], -1, *contents.shape[-2:])
 
-    def fused(self, content: Tensor, guidance: Tensor | None) -> Tensor:
-        """c~ of eq. 9."""
+    def fused(self, content: Tensor, guidance: Tensor | None, strength: Tensor | None = None) -> Tensor:
+        """c~ of eq. 9; with a strength (B,) so far from the content towards it."""
         if self.fusion is None:
             return content
         assert guidance is not None
         if guidance.shape[-2:] != content.shape[-2:]:  # the picture is not of the library's size
             guidance = F.interpolate(guidance, content.shape[-2:], mode="bilinear")
         fused: Tensor = self.fusion(content, guidance)
-        return fused
+        return fused if strength is None else content.lerp(fused, strength[:, None, None, None])
 
     def queries(self, step: Step) -> Queries | None:
         """A query a picture: its content in the style that it will be drawn in; or a draw of pictures."""

@@ -246,7 +246,7 @@ def tiled(noise: Tensor, like: Tensor) -> Tensor:
               [1., 2., 1.]]]])
     """
     height, width = like.shape[-2:]
-    rows, columns = (-(-size // side) for size, side in zip((height, width), noise.shape[-2:], strict=True))
+    rows, columns = ((size + side - 1) // side for size, side in zip((height, width), noise.shape[-2:], strict=True))
     return noise.repeat(1, 1, rows, columns)[..., :height, :width]
 
 

@@ -30,8 +30,6 @@ from recollect.data.store import Store
 from recollect.training.checkpoint import SCALARS
 from recollect.training.session import suit
 
-# Fields that came when runs were trained already, and what these runs had: they are known by what was there then.
-LATER: dict[tuple[str, str], Any] = {("data", "known"): [], ("evaluation", "features"): ""}
 CHECKPOINTS = 20  # of a run that says nothing about them: so much of it is lost at most when it is stopped
 
 
@@ -134,15 +132,13 @@ def _begun(run: Run, store: Store) -> Run:
 
 
 def digest_of(run: Run, data: str, prepare: str = "", parents: Iterable[str] = ()) -> str:
-    """What a run is known by: its configuration without its name and its store's place, and the digest of its data.
+    """What a run is known by: what it sets otherwise than the defaults, without its name and its store's place, and its data.
 
-    One that starts from others is known by their digests as well, and by what takes their bundles.
+    So a field that comes with a later version leaves finished runs what they were. One that starts from others is known by
+    their digests as well, and by what takes their bundles.
     """
-    config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
-    for (section, field), before in LATER.items():
-        if config[section].get(field) == before:
-            del config[section][field]
-    known: list[Any] = [config, data]
+    config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json", exclude_defaults=True)
+    known: list[Any] = [run.model.name, config, data]
     if prepare:
         known += [prepare, list(parents)]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

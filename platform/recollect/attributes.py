@@ -134,14 +134,14 @@ def choose(
     if own is not None and tuple(own.shape) != (len(images), len(names)):
         raise ValueError(f"own is {(len(images), len(names))} here, {', '.join(names)}; not {tuple(own.shape)}")
     if own is None or own.isnan().any():
-        read = _read(pipeline, model, images, source)
+        read = read_attributes(pipeline, model, images, source)
         own = read if own is None else torch.where(own.isnan(), read.to(own), own)
     wanted = changed(own, changes, names, exclusive)
     check_attributes(model, wanted, len(images))
     return replace(guide, attributes=wanted)
 
 
-def _read(pipeline: Pipeline, model: AttributeWise, images: Tensor, source: str | None) -> Tensor:
+def read_attributes(pipeline: Pipeline, model: AttributeWise, images: Tensor, source: str | None) -> Tensor:
     """The attributes (B, S) that the model sees, on the CPU."""
     origin = pipeline.domains.index(source) if source else 0
     with torch.no_grad():

@@ -92,6 +92,7 @@ class Guide:
     attributes: Tensor | None = None  # (B, S) in [0, 1]: what is wanted of a method that is `AttributeWise`
     values: Mapping[str, Tensor] | None = None  # class name -> memory values (N_k, C) or (B, N_k, C)
     classes: Tensor | None = None  # (B, h, w) int64: what each cell of the feature grid shows, where somebody knows it
+    strength: Tensor | None = None  # (B,) in [0, 1]: how much of the neighbours is drawn with; None: all, as in training
 
     def given(self) -> tuple[str, ...]:
         """The names of the guides that are set."""

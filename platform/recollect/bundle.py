@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -103,7 +104,8 @@ def write(
         parents: name -> digest of what this was made from (the data, a frozen encoder's bundle).
         extra: further files by name (a checkpoint's optimiser state).
 
-    Raises ValueError when something is there already that is no bundle.
+    Raises ValueError when something is there already that is no bundle, and OSError where the disk is full, or does not let
+    itself be written to; then what was there is as it was.
     """
     final = Path(path)
     if final.exists() and not _expendable(fs.LocalFileSystem(), os.path.abspath(final)):
@@ -112,9 +114,9 @@ def write(
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
         (work / "config.json").write_text(run.model_dump_json(indent=2) + "\n")
-        save_file(_own(model), work / MODEL)
+        _write_tensors(model, work / MODEL, final)
         if ema is not None:
-            save_file(_own(ema), work / EMA)
+            _write_tensors(ema, work / EMA, final)
         (work / "metrics.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in metrics))
         (work / "README.md").write_text(card or f"# {run.name}\n")
         for name, content in (extra or {}).items():
@@ -136,6 +138,14 @@ def write(
         shutil.rmtree(work, ignore_errors=True)
         raise
     return open_bundle(final, verify=False)
+
+
+def _write_tensors(state: Mapping[str, Tensor], path: Path, final: Path) -> None:
+    try:
+        save_file(_own(state), path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {final}: {error}. What was there before is as it was") from None
+    path.chmod((path.parent / "config.json").stat().st_mode)  # it is made for its owner alone; others serve and resume
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Methods, recipes and the endpoint are reached by name, as uvicorn reaches applic
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ import typer
 
 from recollect.cli_data import data, data_show
 from recollect.cli_evaluate import Index, Library, compare, evaluate, metrics
+from recollect.cli_export import export
 from recollect.cli_features import features
 from recollect.cli_index import index
+from recollect.cli_look import board, report
 
 if TYPE_CHECKING:
     from recollect.config import Run
@@ -24,8 +27,20 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.command()(report)
+app.command()(board)
 app.add_typer(features, name="features")
 
+app.command("export")(export)
+
+Also = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=BUNDLE", help="A further model that requests choose by `model` (repeat).")
+]
+ServeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of serve/config.yaml, as in replicas=2 (repeat)."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Fields to change, by dotted name.")]
 
 
@@ -59,6 +74,7 @@ def train(
     recollect train mguit:tiny data.store=runs/streets-64 --out runs/first\n
     recollect train detector:tiny data.store=runs/streets-64 'data.domains=["night"]' --out runs/night-detector\n
     recollect train mguit:tiny data.store=runs/photos engine.steps=2000 weights.con_k=0.5 --out runs/photos-1 --workers 2\n
+    recollect train mguit:tiny data.store=runs/photos engine.mlflow=http://127.0.0.1:5000 --out runs/photos-2\n
     recollect train --resume engine.steps=4000 --out runs/first
     """
     from recollect.config import Run, overlay
@@ -73,7 +89,8 @@ def train(
         print(run.model_dump_json(indent=2))
         return
     bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
-    print(f"bundle: {bundle}\ncurves: tensorboard --logdir {out}\nnext:   recollect {_next(run)} {bundle}")
+    print(f"bundle: {bundle}\ncurves: recollect board {out}\npage:   recollect report {out}")
+    print(f"next:   recollect {_next(run)} {bundle}")
 
 
 def _next(run: Run) -> str:
@@ -307,15 +324,73 @@ def serve(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
     host: str = "127.0.0.1",
     port: int = 8000,
+    index: Index = "",
+    also: Also = None,
+    set_: ServeSettings = None,
+    insecure: Insecure = False,
+    address: Annotated[
+        str, typer.Option(help="Ray: `local`, or a cluster's address (`auto`: the one of this machine).")
+    ] = "local",
 ) -> None:
     """Deploy a bundle with Ray Serve until Ctrl-C.
 
+    RECOLLECT_TOKEN, where it is set, is the token that callers send; RECOLLECT_ADMIN_TOKEN that of who may change the index.
+
     recollect serve runs/first/best --port 8000\n
+    recollect serve runs/rg/best --index runs/faces-index --also plain=runs/gmm/best --set replicas=2\n
+    recollect serve s3://bucket/search/winner --address auto --host 0.0.0.0\n
     curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
+    """
+    import recollect.cluster  # noqa: F401  before Ray: it tells Ray of the token that clusters ask for
+    from recollect.config import resolve
+
+    options = {"index": index, "bundles": _pairs(also or [], "--also"), **_pairs(set_ or [], "--set")}
+    resolve("serve.run:main")(bundle, host=host, port=port, address=address, insecure=insecure, **_tokens(), **options)
+
+
+@app.command()
+def deploy(
+    what: Annotated[str, typer.Argument(help="`winner`, or a bundle.")],
+    storage: Annotated[str, typer.Option("--from", help="Where `recollect search` put its results.")] = "",
+    index: Index = "",
+    write: Annotated[Path | None, typer.Option(help="Only write a file for `serve deploy`.")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    also: Also = None,
+    set_: ServeSettings = None,
+    insecure: Insecure = False,
+) -> None:
+    """Serve the best bundle of a search with the index it was trained with, or write what `serve deploy` takes.
+
+    recollect deploy winner --from runs/search\n
+    recollect deploy winner --from s3://bucket/search --set replicas=4 --write winner.yaml
     """
     from recollect.config import resolve
 
-    resolve("serve.run:main")(bundle, host=host, port=port)
+    bundle = resolve("serve.winner:find")(what, storage)
+    options = {"bundles": _pairs(also or [], "--also"), **_pairs(set_ or [], "--set")}
+    if write is None:
+        resolve("serve.run:main")(bundle, host=host, port=port, index=index, insecure=insecure, **_tokens(), **options)
+        return
+    digests = {f"{name}_sha256": resolve("serve.guard:checked")(token, name) for name, token in _tokens().items()}
+    options["index"] = resolve("serve.winner:index_of")(bundle, index)
+    write.write_text(resolve("serve.winner:config")(bundle, port, insecure, **digests, **options))
+    print(f"{write}: serve deploy {write} -a http://HEAD:8265")
+
+
+def _tokens() -> dict[str, str]:
+    """The tokens of the environment: arguments would show in a list of processes."""
+    names = {"token": "RECOLLECT_TOKEN", "admin_token": "RECOLLECT_ADMIN_TOKEN"}
+    return {name: os.environ.get(variable, "") for name, variable in names.items()}
+
+
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
+    """Values by name from `NAME=VALUE` texts."""
+    found = dict(text.partition("=")[::2] for text in texts)
+    wrong = [text for text in texts if "=" not in text or text[0] == "="] or texts[len(found) :]
+    if wrong:
+        raise ValueError(f"{option} {wrong[0]!r}: give NAME=VALUE, and each name once")
+    return found
 
 
 @app.command()

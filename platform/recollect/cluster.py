@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import json
 import logging
 import math
 import os
 import shutil
-import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+
+from recollect.ports import free_port
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +68,8 @@ def connect(
         env: environment variables of all workers.
 
     A joined cluster gets this driver's own code by `py_modules`, so that nodes never run a stale copy; their dependencies are
-    installed already.
+    installed already. On the head of a cluster that `ray up` started, it waits for the workers that were promised
+    (`RECOLLECT_NODES_WAIT_S` seconds at most, 900 by default): what is fitted to the cluster should not be fitted to its head.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # each report otherwise costs two seconds
@@ -77,10 +81,36 @@ def connect(
         return _start(cpus, dashboard, variables)
     variables.pop("PYTHONPATH", None)  # a path of this machine means nothing on another
     runtime_env = {"env_vars": variables, "py_modules": [importlib.import_module(name) for name in PACKAGES]}
-    context = ray.init(address=address or "auto", runtime_env=runtime_env, log_to_driver=True)
+    context = ray.init(address=address or "auto", runtime_env=runtime_env, log_to_driver=True, logging_level=logging.WARNING)
     found = str(context.address_info["gcs_address"])
     logger.info("joined the Ray cluster at %s (address 'local' would start a private one)", found)
+    _await_nodes(promised_nodes(), float(os.environ.get("RECOLLECT_NODES_WAIT_S", 900)))
     return _described(found, local=False)
+
+
+def promised_nodes(configuration: Path | None = None) -> int:
+    """How many nodes `ray up` promised on the head that this process runs on: the head, and all `min_workers`; elsewhere 1.
+
+    Args:
+        configuration: what `ray up` leaves in the home directory of a head.
+    """
+    path = configuration or Path.home() / "ray_bootstrap_config.yaml"
+    if not path.exists():
+        return 1
+    kinds = json.loads(path.read_text())["available_node_types"].values()  # YAML by name, JSON inside
+    return 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds)
+
+
+def _await_nodes(promised: int, seconds: float) -> None:
+    deadline, said = time.monotonic() + seconds, -1
+    while (there := sum(node["Alive"] for node in ray.nodes())) < promised:
+        if time.monotonic() > deadline:
+            logger.warning("going on with %d of %d nodes; `ray status` says what became of the others", there, promised)
+            return
+        if there != said:
+            logger.info("%d of %d nodes are here; waiting for the others (RECOLLECT_NODES_WAIT_S=0 would not)", there, promised)
+        said = there
+        time.sleep(1)
 
 
 def _running() -> bool:
@@ -143,11 +173,23 @@ def require(cpus: float, gpus: float, what: str) -> None:
         )
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def dashboards() -> list[str]:
+    """The URLs of the dashboards of all Rays that run on this machine; of those that answer."""
+    from ray._private import ray_constants
+    from ray._private.services import GcsClient, find_gcs_addresses
+
+    found = []
+    for address in sorted(find_gcs_addresses()):
+        try:
+            client = GcsClient(address=address)
+            where = client.internal_kv_get(
+                ray_constants.DASHBOARD_ADDRESS.encode(), namespace=ray_constants.KV_NAMESPACE_DASHBOARD, timeout=3
+            )
+        except Exception:  # it is ending, or it wants a token that this process does not have
+            continue
+        if where:
+            found.append(f"http://{where.decode()}/")
+    return found
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.bundle import Bundle, open_bundle
 from recollect.trainable import AttributeWise, Guided, Search, Translator
 
-BESIDE_SEEDS = ("values", "classes", "attributes", "neighbours")  # guides that leave something of the style to chance
+BESIDE_SEEDS = ("values", "classes", "attributes", "neighbours", "strength")  # guides that leave something of the style to chance
 
 
 class Pipeline:
@@ -134,6 +134,9 @@ class Pipeline:
             if isinstance(self.model, AttributeWise):  # others refuse it by name
                 check_attributes(self.model, guide.attributes, len(images))
             guide = replace(guide, attributes=guide.attributes.to(self.device, self.dtype))
+        if guide.strength is not None:
+            check_strength(guide.strength, len(images))
+            guide = replace(guide, strength=guide.strength.to(self.device, self.dtype))
         if guide.neighbours is not None and isinstance(self.model, Guided):
             guide = replace(guide, neighbours=self._neighbours(guide.neighbours, len(images)))
         return guide
@@ -169,6 +172,12 @@ class Pipeline:
             raise ValueError(f"guide.classes has indices of {', '.join(self.domains.classes)}, so 0 to {known - 1}")
         height, width = padded.shape[-2] // stride, padded.shape[-1] // stride
         return F.pad(classes.to(self.device), (0, width - cells[2], 0, height - cells[1]))
+
+
+def check_strength(strength: Tensor, count: int) -> None:
+    """Raise ValueError where strengths are not (count,) numbers in [0, 1]."""
+    if tuple(strength.shape) != (count,) or not ((strength >= 0) & (strength <= 1)).all():
+        raise ValueError(f"guide.strength is {count} numbers from 0 to 1 here, not {strength.tolist()}")
 
 
 def check_attributes(model: AttributeWise, attributes: Tensor, count: int) -> None:

@@ -204,7 +204,7 @@ class TrainableContract:
             step.neighbours = noise_search(queries)
         for phase in trainer.phases:
             before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-            trainer._run_phase(phase, step)
+            trainer.run_phase(phase, step)
             owned = tuple(f"{net}." for part in phase.parts for net in part.nets)
             after = trainer.model.state_dict()
             changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -102,7 +102,7 @@ def test_settings_reach_the_optimiser(run: Run, kind: str, twin: Callable[..., t
             optimiser.zero_grad()
             net(torch.ones(2, 3)).square().sum().backward()
             optimiser.step()
-    assert torch.equal(model.net.weight, copy.weight)
+    torch.testing.assert_close(model.net.weight, copy.weight)  # the fused optimiser rounds in another order
 
 
 def test_an_entry_for_no_net_is_refused_with_the_nets_there_are(model: MGUIT, run: Run) -> None:

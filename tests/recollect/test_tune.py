@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from recollect.bundle import open_bundle
 from recollect.cluster import connect, disconnect
-from recollect.config import Run, preset
+from recollect.config import Run, overlay, preset
 from recollect.data.store import Store
-from recollect.search.tune import Search, search
+from recollect.search.goals import goal
+from recollect.search.tune import Search, confirm, search
 from recollect.training.checkpoint import is_checkpoint
 from recollect.training.session import suit
 
@@ -76,6 +78,90 @@ def test_a_search_of_plain_trials_and_going_on_with_it(run: Run, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_a_final_and_a_repeat_of_it(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "search"
+    plan = Search(run, ("weights.con_k",), trials=2, directory=str(place), concurrent=1)
+    first = search(plan)
+    outcome = confirm(plan, first, seeds=1, steps=4)
+    final = pd.read_parquet(place / "final.parquet")
+    assert outcome.final is not None and final["settings"].nunique() == (1 if first.changes == {"weights.con_k": 1.0} else 2)
+    best = final.loc[final["objective"].idxmin()]
+    assert set(final["seed"]) == {1} and set(final["step"]) == {4}
+    winner = open_bundle(outcome.winner)
+    assert winner.run.seed == 1
+    assert best["objective"] == pytest.approx(min(row["objective"] for row in winner.metrics() if "objective" in row))
+    text = (place / "summary.md").read_text()
+    assert f"## The final: {best['settings']} wins" in text and outcome.summary == text and "| weights.con_k | " in text
+
+    register = {path: path.stat().st_mtime_ns for path in (place / "finished").glob("*.json")}
+    assert len(register) == 2 + len(final), "all trials were finished"
+    for path in [*(place / "final").glob("experiment_state*"), place / "final" / "tuner.pkl"]:
+        path.unlink()  # what Tune knows is lost, as with a head that dies
+    again = confirm(plan, first, seeds=1, steps=4)
+    assert again.final is not None and not set(again.final["trial"]) & set(final["trial"])
+    pd.testing.assert_series_equal(again.final["objective"], final["objective"])
+    assert {path: path.stat().st_mtime_ns for path in (place / "finished").glob("*.json")} == register, (
+        "nothing was trained again"
+    )
+    assert open_bundle(again.winner).digest == winner.digest
+
+
+@pytest.mark.slow
+def test_several_goals_make_a_front_and_limits_are_kept(run: Run, tmp_path: Path) -> None:
+    goals = (goal("scene_error"), goal("parameters"))
+    known = Search(run, ("model.width",), trials=1, directory=str(tmp_path)).run
+    small = parameters(overlay(known, {"model.width": 8}))
+    plan = Search(
+        run,
+        ("model.width", "weights.con_k"),
+        trials=5,
+        directory=str(tmp_path / "search"),
+        goals=goals,
+        limits={"parameters": 1.5 * small},
+        start=[{"model.width": 32, "weights.con_k": 1.0}],
+    )
+    outcome = search(plan)
+    table = outcome.table
+    large = table[table["config/model.width"] >= 16]
+    assert len(large) and set(large["status"]) == {"over the limit of parameters"} and not large["kept"].any()
+    assert (large["step"] == 0).all() and large["parameters"].min() > 1.5 * small, "they were not trained"
+    kept = table[table["kept"]]
+    assert len(kept) and (kept["parameters"] <= 1.5 * small).all() and table["kept"].iloc[0] and table["front"].iloc[0]
+    for _, row in kept.iterrows():
+        better = (kept["scene_error"] < row["scene_error"]) & (kept["parameters"] <= row["parameters"])
+        assert row["front"] == (not better.any())
+    study = optuna.load_study(
+        study_name="search", storage=JournalStorage(JournalFileBackend(str(tmp_path / "search/study.journal")))
+    )
+    assert len(study.directions) == 2
+    told = {trial.user_attrs["excess"][0] > 0 for trial in study.trials}
+    assert told == {True, False}, "Optuna knows which settings are out of bounds"
+
+
+@pytest.mark.slow
+def test_a_population_takes_over_states_and_changes_settings(run: Run, tmp_path: Path) -> None:
+    longer = overlay(run, {"engine.steps": 12, "engine.evaluate_every": 2})
+    place = tmp_path / "search"
+    plan = Search(longer, ("optimisers.default.lr",), trials=4, directory=str(place), scheduler="pbt")
+    outcome = search(plan)
+    assert len(outcome.table) == 4 and (outcome.table["step"] == 12).all()
+    low, high = 5e-5, 1e-3
+    assert outcome.table["config/optimisers.default.lr"].between(low, high).all()
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in place.glob("tune/*/result.json")]
+    rates = [{row["config"]["optimisers.default.lr"] for row in own} for own in rows]
+    assert any(len(own) > 1 for own in rates), "no trial changed its settings on the way"
+    assert all(low <= rate <= high for own in rates for rate in own)
+    assert open_bundle(outcome.winner).run.optimisers["default"].lr <= high
+
+
+def parameters(run: Run) -> int:
+    from recollect.training.engine import build
+    from recollect.training.session import domains_of
+
+    return sum(parameter.numel() for parameter in build(run, domains_of(run, Store.open(run.data.store))).parameters())
+
+
+@pytest.mark.slow
 def test_a_trial_of_two_workers_is_a_ray_train_run(run: Run, tmp_path: Path) -> None:
     outcome = search(Search(run, ("weights.con_k",), trials=1, directory=str(tmp_path / "search"), workers=2))
     assert outcome.table["status"].tolist() == ["finished"] and outcome.table["step"].tolist() == [4]
@@ -89,3 +175,9 @@ def test_what_cannot_be_searched_is_refused_with_what_can(run: Run, tmp_path: Pa
         Search(run, ("weights.con_q",), trials=1, directory=str(tmp_path))
     with pytest.raises(ValueError, match="needs 16 CPUs"):
         search(Search(run, OVER, trials=1, directory=str(tmp_path / "x"), workers=16))
+    with pytest.raises(ValueError, match="cannot share a GPU"):
+        Search(run, OVER, trials=1, directory=str(tmp_path), workers=2, gpus=0.5)
+    with pytest.raises(ValueError, match="changes its shapes: model.memory.items_per_class.car"):
+        Search(run, OVER, trials=1, directory=str(tmp_path), scheduler="pbt")
+    with pytest.raises(ValueError, match="alone is the objective"):
+        Search(run, OVER, trials=1, directory=str(tmp_path), goals=(goal("scene_error"),))

@@ -13,9 +13,11 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from recollect.config import resolve
-from serve.app import Args, build
+from serve.app import build
+from serve.args import Args
 
-CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "serve" / "config.yaml"
 
 
 @pytest.fixture
@@ -52,3 +54,16 @@ def test_capacity_follows_the_batch() -> None:
     assert translator.max_ongoing_requests == 48 and translator.max_queued_requests == 10
     assert translator.ray_actor_options["num_gpus"] == 0.5
     assert front.max_ongoing_requests > 2 * 48 + 10  # the ingress must not be what fills up first
+
+
+def test_on_kubernetes_the_same_is_deployed() -> None:
+    spec = yaml.safe_load((ROOT / "deploy" / "kuberay" / "service.yaml").read_text())["spec"]
+    deployed, own = yaml.safe_load(spec["serveConfigV2"]), yaml.safe_load(CONFIG.read_text())
+    ServeDeploySchema.model_validate(deployed)
+    (application,) = deployed["applications"]
+    assert resolve(application["import_path"]) is build
+    args = Args(**application["args"])
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert args.replicas * args.cpus_per_replica < int(limits["cpu"]), "the ingress needs some too"
+    assert {**deployed, "applications": []} == {**own, "applications": []}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from serve.deployments import BatchTranslator, Done, Job, Refusal
+from serve.batch import BatchTranslator
+from serve.describe import card as card_of
+from serve.work import Done, Job, Refusal, Wish
 from tests.serve.conftest import painted
 from tests.serve.translators import write_bundle
 
@@ -61,18 +63,18 @@ def test_a_fault_harms_no_other_job(translator: BatchTranslator) -> None:
 
 
 def test_refusals_say_what_would_work(translator: BatchTranslator, tmp_path: Path) -> None:
-    assert translator.refusal("night", None, True) is None
-    target = translator.refusal("nigth", None, False)
+    assert translator.refusal(Wish("night", seeds=(1,))) is None
+    target = translator.refusal(Wish("nigth"))
     assert isinstance(target, Refusal) and target.code == "unknown_domain" and "'night'" in target.message
-    source = translator.refusal("night", "fog", False)
+    source = translator.refusal(Wish("night", "fog"))
     assert isinstance(source, Refusal) and source.hint == "source is one of: sunny, night, rainy"
 
 
 def test_a_method_without_random_styles(tmp_path: Path) -> None:
     flat = BatchTranslator(str(write_bundle(tmp_path, "flat", "flat")))
-    card = flat.card()
+    card = card_of(flat)
     assert card["random_styles"] is False and card["extras"] == ()
-    refusal = flat.refusal("night", None, True)
+    refusal = flat.refusal(Wish("night", seeds=(1,)))
     assert refusal is not None and refusal.code == "no_random_styles" and refusal.error().status == 422
     (result,) = done(flat.translate([job()]))
     assert result.memory_map is None

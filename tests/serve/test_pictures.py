@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve.pictures import PictureError, decode, encode, encode_map
+from serve.pictures import PictureError, decode, encode, encode_map, resized
 from serve.schema import Limits
 from tests.serve.conftest import encoded, painted
 
@@ -166,9 +166,12 @@ SEEDS = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_mutated_pictures(data: st.DataObject) -> None:
+@pytest.mark.parametrize("examples", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_mutated_pictures(examples: int) -> None:
+    settings(max_examples=examples, deadline=None)(given(st.data())(_mutated))()
+
+
+def _mutated(data: st.DataObject) -> None:
     """Bytes changed, cut, inserted, anywhere: a valid tensor or our error."""
     content = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -213,3 +216,27 @@ def test_memory_maps_keep_their_indices(items: int, mode: str) -> None:
     if mode == "P":
         palette = image.getpalette()
         assert palette is not None and len({tuple(palette[3 * i : 3 * i + 3]) for i in range(items)}) > items * 0.9
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "expected"),
+    [
+        ((48, 40), None, (48, 40)),
+        ((48, 40), 48, (48, 40)),
+        ((48, 40), 96, (96, 80)),
+        ((48, 40), 24, (24, 20)),
+        ((40, 48), 96, (80, 96)),
+    ],
+)
+def test_a_picture_is_resized_in_its_aspect(size: tuple[int, int], side: int | None, expected: tuple[int, int]) -> None:
+    image = painted(*size)
+    made = resized(decode(encoded(image)), side)
+    assert made.shape == (3, expected[1], expected[0]) and made.dtype == torch.uint8
+    back = np.asarray(Image.fromarray(made.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(back - np.asarray(image)).mean() < 3
+
+
+@pytest.mark.parametrize("side", [2, 15, 60_000])
+def test_a_size_that_cannot_be_had_is_told(side: int) -> None:
+    with pytest.raises(PictureError, match="bad_size"):
+        resized(decode(encoded(painted())), side)

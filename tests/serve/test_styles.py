@@ -25,7 +25,9 @@ from recollect.data.transforms import decode, to_unit
 from recollect.pipeline import Pipeline
 from recollect.styles import ClassNotShown, Exemplar, Item, Mix, Random, Shown, Stored, Style, choose
 from serve import run
-from serve.deployments import BatchTranslator, ClassStyles, Done, Job
+from serve.batch import BatchTranslator
+from serve.describe import card
+from serve.work import ClassStyles, Done, Job, Wish
 from tests.serve.conftest import encoded, painted
 from tests.serve.translators import STREETS, write_bundle, write_mguit
 
@@ -114,8 +116,8 @@ def test_an_exemplar_that_shows_nothing_harms_no_other_job(path: Path) -> None:
 
 def test_a_method_without_a_memory(tmp_path: Path) -> None:
     translator = BatchTranslator(str(write_bundle(tmp_path)))
-    assert translator.card()["style_classes"] == {}
-    refusal = translator.refusal("night", None, False, ClassStyles({"car": Stored()}, {}))
+    assert card(translator)["style_classes"] == {}
+    refusal = translator.refusal(Wish("night", styles=ClassStyles({"car": Stored()}, {})))
     assert refusal is not None and refusal.code == "no_class_styles"
     assert refusal.message == "tint cannot choose styles class by class; mguit can"
 

@@ -107,9 +107,9 @@ def write_bundle(folder: Path, method: str = "tint", name: str = "tinted", **mod
     return bundle.write(folder / name, run, DOMAINS, net.state_dict()).path
 
 
-def write_mguit(folder: Path, **model: Any) -> Path:
+def write_mguit(folder: Path, store: str = "", **model: Any) -> Path:
     """An untrained bundle of the published method, at its smallest."""
-    run = preset("mguit:tiny", data={"domains": STREETS.names}, model=model)
+    run = preset("mguit:tiny", data={"domains": STREETS.names, "store": store}, model=model)
     run = run.model_copy(update={"name": "memory", "model": run.model.suited_to(STREETS.classes)})
     torch.manual_seed(0)
     return bundle.write(folder / "memory", run, STREETS, MGUIT(run.model, STREETS).state_dict()).path

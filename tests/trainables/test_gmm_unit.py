@@ -198,14 +198,10 @@ def test_an_empty_mask_gives_back_no_picture_that_was_not_drawn(model: GMMUNIT) 
 
 def background_is_ignored(model: GMMUNIT) -> Any:
     """A decoder that draws everything in translations, and nothing in the cycle: the cycle then shows the fake."""
-    calls: list[int] = []
 
     def decode(content: Tensor, style: Tensor, background: Tensor | None = None) -> Drawing:
-        calls.append(1)
-        drawing = model.decoder(content, style)
-        if len(calls) == 1 or background is None:
-            return Drawing(drawing.images, drawing.mask)
-        return Drawing(background, drawing.mask)
+        drawing: Drawing = model.decoder(content, style)
+        return drawing._replace(mask=None) if background is None else drawing._replace(images=background)
 
     return decode
 
@@ -360,6 +356,16 @@ def test_the_mask_says_what_was_drawn(model: GMMUNIT) -> None:
     assert mask.shape == (2, 1, 30, 21) and float(mask.min()) >= 0 and float(mask.max()) <= 1
     assert ((answer.images - pictures).abs() <= 2 * mask + 1e-5).all()  # what it leaves out is the picture's own
     assert made(small(attention=False)).translate(pictures[..., :20, :20], 0, 0).extras == {}
+
+
+def test_a_mask_that_starts_low_starts_with_the_picture_itself() -> None:
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    wanted = Guide(attributes=torch.tensor([[0.0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]))
+    change = []
+    for bias in (0.0, -3.0):
+        model = made(small(mask_bias=bias)).eval()
+        change.append((model.translate(pictures, 0, 0, wanted).images - pictures).abs().mean().item())
+    assert change[1] < 0.2 * change[0]  # sigmoid(-3) is .05, sigmoid(0) is .5
 
 
 def test_it_reads_what_its_style_says(model: GMMUNIT) -> None:

@@ -12,7 +12,7 @@ from recollect.config import Run, overlay, preset
 from recollect.testing import TrainableContract, largest_difference, noise_batches, train_ranks
 from recollect.trainable import ClassWise, Draws, Step
 from recollect.training.engine import Trainer, build
-from trainables.mguit import MGUIT
+from trainables.mguit import MGUIT, Drawing
 from trainables.parts.memory import unit
 
 DOMAINS = Domains(("sunny", "night"), ("background", "car", "person"))
@@ -261,6 +261,28 @@ def test_random_values_of_a_shared_generator_belong_to_a_domain_in_every_arm(arm
     model, _ = built(**{**ABLATIONS[arm], **settings})
     drawn = [model.sample_guide(domain, [torch.Generator().manual_seed(3)]).noise for domain in (0, 1)]
     assert drawn[0] is not None and drawn[1] is not None and not torch.allclose(drawn[0], drawn[1], atol=0.1)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "modulate"])
+@pytest.mark.parametrize("share", [True, False])
+def test_what_is_drawn_in_one_pass_is_what_is_drawn_one_by_one(fusion: str, share: bool) -> None:
+    model, _ = built(**{"model.share_generator": share, "model.fusion": fusion, "model.downs": 2})
+    model = model.double()
+    channels, values = model.config.width * 4, model.config.memory.value_dim
+    contents = [torch.randn(2, channels, 4, 4, dtype=torch.float64), torch.randn(1, channels, 4, 4, dtype=torch.float64)]
+    wanted = [(0, 1), (1, 0), (0, 0), (1, 1), (0, 1)]  # content, domain
+    drawings = [Drawing(x, torch.randn(len(contents[x]), values, 4, 4, dtype=torch.float64), y) for x, y in wanted]
+    together = model.generator.together(contents, drawings)
+    for drawing, picture in zip(drawings, together, strict=True):
+        alone = model.generator(contents[drawing.content], drawing.style, drawing.domain)
+        torch.testing.assert_close(picture, alone, rtol=1e-10, atol=1e-10)
+    images = [torch.rand(2, 3, 16, 16, dtype=torch.float64), torch.rand(1, 3, 16, 16, dtype=torch.float64)]
+    for content, alone in zip(
+        model.content_encoder.together(images, (1, 0)),
+        (model.content_encoder(image, x) for image, x in zip(images, (1, 0), strict=True)),
+        strict=True,
+    ):
+        torch.testing.assert_close(content, alone, rtol=1e-10, atol=1e-10)
 
 
 def test_a_shared_generator_knows_the_domain_by_the_values_alone() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from recollect.batch import Guide
 from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
+from recollect.data.join import join_stores
 from recollect.data.loader import Feed
 from recollect.data.schema import Record
 from recollect.data.store import Store, write_store
@@ -276,6 +277,23 @@ def test_the_index_may_be_larger_than_the_labelled_set(stages: dict[str, Path], 
     run = suit(overlay(run, {"data.index": str(stages["index"])}), Store.open(store), lambda text: None)
     trained = open_bundle(train(run, tmp_path / "run"))
     assert isinstance(trained.build(), GMMUNIT)
+
+
+def test_an_index_that_knows_the_training_pictures_by_other_names_is_said(
+    stages: dict[str, Path], store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Joined stores that share ids give them prefixes; by those names nothing is kept from finding itself."""
+    shutil.copytree(store, tmp_path / "same")
+    join_stores([store, tmp_path / "same"], tmp_path / "twice")
+    renamed = Store.open(tmp_path / "twice")
+    common = {"data": {"store": renamed.uri, "size": 32}, "engine": {"steps": 1, "batch_size": 2}}
+    run = preset("rg_unit:tiny", **common, model={"parent": {"bundle": str(stages["retriever"])}, "neighbours": 2})
+    run = suit(overlay(run, {"data.index": str(stages["index"]), "data.library": store}), renamed, lambda text: None)
+    train(run, tmp_path / "run")
+    assert f"knows none of the {2 * TRAIN} training pictures by id" in caplog.text
+    caplog.clear()
+    train(suit(overlay(run, {"data.store": store, "data.library": ""}), Store.open(store), lambda text: None), tmp_path / "own")
+    assert "by id" not in caplog.text
 
 
 def test_sizes_of_the_papers_preset() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,6 +112,13 @@ class AttributeCritic(nn.Module):
             verdict.attributes.append(attributes(features))
             images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
         return verdict
+
+    def apart(self, images: Sequence[Tensor]) -> list[Verdict]:
+        """The verdicts on several batches, reached in one pass."""
+        sizes = [batch.shape[0] for batch in images]
+        together: Verdict = self(torch.cat([batch.to(images[0]) for batch in images]))
+        real, attributes = (zip(*(answer.split_with_sizes(sizes) for answer in part), strict=True) for part in together)
+        return [Verdict(list(one), list(other)) for one, other in zip(real, attributes, strict=True)]
 
 
 class ContentCritic(nn.Module):

@@ -115,17 +115,27 @@ class ClassAwareMemory(nn.Module):
         Returns:
             style (B, value_dim, h, w) and read weights (B, N, h, w), which sum to 1 over N.
         """
-        state = state or self.stored()
-        batch, _, height, width = content.shape
+        weights = self.address(content, classes, state)
+        style = self.recall(weights, domain, state, values)
+        return style, weights
+
+    def address(self, content: Tensor, classes: Tensor | None = None, state: MemoryState | None = None) -> Tensor:
+        """Which items every pixel reads (eqs. 2-3): weights (B, N, h, w), the same for all domains and values. See `read`."""
+        keys = (state or self.stored()).keys
         with torch.autocast(content.device.type, enabled=False):
-            pixels = unit(content).flatten(2).mT  # (B, P, C)
-            scores = pixels @ unit(state.keys).to(pixels.dtype).mT / self.read_temperature  # (B, P, N)  eq. 3
+            pixels = unit(content).flatten(2)  # (B, C, P)
+            scores = unit(keys, dim=-1).to(pixels.dtype) / self.read_temperature @ pixels  # (B, N, P)  eq. 3
             if classes is not None:
-                scores = scores.masked_fill(~self._allowed(classes.flatten(1)), -torch.inf)
-            weights = scores.softmax(dim=-1)  # eq. 2
-            chosen = state.values[domain] if values is None else values
-            style = weights @ chosen.to(weights.dtype)  # (B, P, C)  eq. 4
-        return style.mT.reshape(batch, -1, height, width), weights.mT.reshape(batch, -1, height, width)
+                scores = scores.masked_fill(~self._allowed(classes.flatten(1)).mT, -torch.inf)
+            weights = scores.softmax(dim=1)  # eq. 2
+        return weights.reshape(weights.shape[0], -1, *content.shape[-2:])
+
+    def recall(self, weights: Tensor, domain: int, state: MemoryState | None = None, values: Tensor | None = None) -> Tensor:
+        """The style (B, value_dim, h, w) of pixels that read with these weights (eq. 4). See `read`."""
+        chosen = (state or self.stored()).values[domain] if values is None else values
+        with torch.autocast(weights.device.type, enabled=False):
+            style = chosen.to(weights.dtype).mT @ weights.flatten(2)  # (B, C, P)  eq. 4
+        return style.reshape(weights.shape[0], -1, *weights.shape[-2:])
 
     def update(
         self,

@@ -227,8 +227,11 @@ class RetrievalJudge:
         values = self.judgement(model).values
         return {**values, "objective": values[self.metric]}
 
-    def grid(self, model: Retriever, rows: int = 4) -> Tensor:
-        """A picture (3, height, width) uint8: query | what is wanted, in words | its first neighbours, nearest first."""
+    def grid(self, model: Retriever, rows: int = 4, by: str = "") -> Tensor:
+        """A picture (3, height, width) uint8: query | what is wanted, in words | its first neighbours, nearest first.
+
+        `by` names the model above what it found.
+        """
         chosen = [int(row) for row in spread([str(row) for row in range(len(self.queries))], rows)]
         style, found, asked = model.style_attributes(), self._find(model), self.asked(model)
         wanted = asked.wanted[chosen][:, asked.style].tolist()
@@ -237,7 +240,7 @@ class RetrievalJudge:
             "wanted": [named(style, row, _groups(model)) for row in wanted],
         }
         for place in range(SHOWN):
-            columns[f"found {place + 1}"] = self._cut(found[chosen, place].tolist())
+            columns[f"{by}: {place + 1}" if by else f"found {place + 1}"] = self._cut(found[chosen, place].tolist())
         return picture_grid(columns)
 
     def _cut(self, places: Sequence[int]) -> Tensor:

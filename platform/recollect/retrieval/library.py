@@ -92,10 +92,13 @@ class Library:
         return self.index.lacking(ids)
 
     def __call__(self, queries: Queries) -> Tensor:
-        found = self.find(queries)
+        return self.shown(self.find(queries))
+
+    def shown(self, found: Matches) -> Tensor:
+        """The pictures of what was found (Q, k, 3, size, size), in its order; nothing may be missing from it."""
         unique = {id: number for number, id in enumerate(dict.fromkeys(id for row in found.ids for id in row))}
         if not unique:
-            return torch.zeros(0, queries.k, 3, self.size, self.size)
+            return torch.zeros(*found.distances.shape, 3, self.size, self.size)
         pictures = to_unit(torch.stack([self._picture(id) for id in unique]))
         rows = torch.tensor([[unique[id] for id in row] for row in found.ids])
         return pictures[rows]

@@ -217,6 +217,20 @@ class LocalIndex(Index):
         ids = tuple(state.ids[position] for position in state.living.tolist())
         return self._build(Rows(vectors[state.living], ids, state.table[state.living]), self.attributes, **self._options)
 
+    def part(self, number: int, parts: int) -> Self:
+        """An index of the part `number` of `parts` runs of rows; see `shards.part_of`. Only that part is read."""
+        state = self._state
+        bounds = [len(state.living) * place // parts for place in (number, number + 1)]
+        own = state.living[bounds[0] : bounds[1]]
+        first, last, size = int(own[0]), int(own[-1]) + 1, len(state.base)
+        vectors = state.base.vectors()[min(first, size) : min(last, size)]  # a view: what is mapped stays on the disk
+        if state.added is not None and last > size:
+            vectors = np.concatenate([vectors, state.added.vectors()[max(first - size, 0) : last - size]])
+        if len(own) < last - first:  # removed rows lie between
+            vectors = vectors[own - first]
+        ids = tuple(state.ids[position] for position in own.tolist())
+        return self._build(Rows(vectors, ids, state.table[own]), self.attributes, **self._options)
+
     def save(self, directory: Path) -> None:
         state = self._state
         loose = len(state.ids) - len(state.base) + len(state.ids) - len(state.positions)

@@ -4,9 +4,10 @@ A trial that fits one device is a plain Tune function around the engine; with mo
 search's directory:
 
     search.json       what is searched;  study.journal  Optuna's journal (optuna-dashboard opens it)
-    tune/             Ray Tune's own state and the trials
-    trials.parquet    one row a trial: settings, objective, metrics, status
-    winner/           the best trial's bundle;  winner-checkpoint/  the same trial's state, to train it further
+    tune/             Ray Tune's own state and the trials;  finished/  what need not be trained again
+    trials.parquet    one row a trial: settings, objective, metrics, status;  summary.md  the same for a person, with importances
+    final/            the finalists, retrained with several seeds;  final.parquet  one row each
+    winner/           the bundle that won;  winner-checkpoint/  its state, to train it further
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pandas as pd
@@ -32,19 +34,27 @@ from pyarrow import fs
 from ray import tune
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from recollect import bundle as bundles
 from recollect.cluster import require
 from recollect.config import Choice, Run, overlay
-from recollect.search.space import Spread, choose, inside
+from recollect.data.store import Store
+from recollect.search import finished
+from recollect.search.goals import COSTS, OBJECTIVE, Goal, excess, over
+from recollect.search.space import Spread, choose, inside, shape_changing
+from recollect.search.summary import importances, ranked, summary
+from recollect.training import checkpoint as checkpoints
 from recollect.training import launch
+from recollect.training.engine import build
+from recollect.training.session import domains_of
 from recollect.training.session import train as train_here
 
 logger = logging.getLogger("recollect")
 
-OBJECTIVE = "objective"
+Scheduler = Literal["asha", "pbt", "none"]
 
 QUIET = {  # what Tune says beside the one line an evaluation that we print
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -64,37 +74,72 @@ class Search:
         directory: where everything goes: a path or `pyarrow.fs` URI that all nodes reach. Beside a remote one, Optuna's journal
             is kept on the driver's machine and copied there at the end.
         mode: `min` or `max` of the objective (the validator's).
+        goals: two or more numbers of the reports to trade off against each other (NSGA-II); empty: the objective alone. The
+            first is what the winner and each trial's best checkpoint are chosen by, so it is the run's `evaluation.metric`.
+        limits: what a setting may cost at most, by name. One with too many parameters is not trained, one whose steps take too
+            long ends at its first evaluation; neither can win, and Optuna learns where they are.
+        start: settings that are tried first, after the run's own.
+        scheduler: `asha` ends the worse trials early; `pbt` lets them take over a better one's state and change settings on the
+            way (for plain trials, and fields that change no shapes; Optuna proposes nothing then); `none`.
         workers: per trial; above 1 a trial is a Ray Train run.
-        cpus, gpus: per worker.
+        cpus, gpus: per worker. Plain trials may share a GPU (0.5); several workers of one trial may not.
         concurrent: trials at a time; 0: as many as the cluster holds.
         reduction: ASHA keeps one trial of so many at every rung.
+        retries: how often a trial may lose its process or its host, and go on from its checkpoint, before it counts as failed;
+            -1: without end.
+
+    Raises ValueError for what cannot go together.
     """
 
     run: Run
     over: Sequence[str]
     trials: int
     directory: str
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
+    goals: tuple[Goal, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
+    start: Sequence[Mapping[str, Any]] = ()
+    scheduler: Scheduler = "asha"
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
     concurrent: int = 0
     reduction: int = 2
+    retries: int = 3
     seed: int = 0
     fields: dict[str, tuple[Spread, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", choose(self.run, self.over))
+        if len(self.goals) == 1:
+            raise ValueError(f"{self.goals[0].name} alone is the objective: set evaluation.metric, and leave goals empty")
+        if self.workers > 1 and 0 < self.gpus < 1:
+            raise ValueError(
+                "workers of one trial cannot share a GPU: NCCL takes one each. Take whole GPUs, or one worker a trial"
+            )
+        if self.scheduler == "pbt":
+            if self.workers > 1 or self.goals:
+                raise ValueError("pbt is for trials of one worker and one objective; take the scheduler asha")
+            if shaping := shape_changing(self.fields):
+                raise ValueError(f"pbt changes a running trial, and these change its shapes: {', '.join(shaping)}")
+
+    @property
+    def aims(self) -> tuple[Goal, ...]:
+        """What is steered by, the objective where there are no goals."""
+        return self.goals or (Goal(OBJECTIVE, self.mode),)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished search: the table of trials, and the winner's bundle and checkpoint."""
+    """A finished search: the table of trials, the winner's bundle and checkpoint, and its settings."""
 
     table: pd.DataFrame
     winner: str
     checkpoint: str
     changes: dict[str, Any]
+    importances: dict[str, float]
+    summary: str  # Markdown: the trials, the best settings, what mattered, the final
+    final: pd.DataFrame | None = None
 
 
 def search(plan: Search, resume: bool = False) -> Outcome:
@@ -121,20 +166,24 @@ def search(plan: Search, resume: bool = False) -> Outcome:
     else:
         tuner = _tuner(plan, trial, directory, journal)
     grid = tuner.fit()
-    _write(directory, journal.name, journal.read_bytes())
-    return _conclude(plan, grid, directory)
+    if journal.exists():  # PBT keeps none
+        _write(directory, journal.name, journal.read_bytes())
+    return _conclude(plan, grid, directory, journal)
 
 
 def _same_plan(plan: Search, directory: str, known: bool) -> None:
     """Write what is searched beside the search; a search that goes on must be the one that was begun."""
     mine = {"trials": plan.trials, "over": sorted(plan.fields), "mode": plan.mode, "run": plan.run.model_dump(mode="json")}
+    mine |= {"goals": [str(goal) for goal in plan.goals], "limits": dict(plan.limits), "scheduler": plan.scheduler}
+    before = {"goals": [], "limits": {}, "scheduler": "asha"}  # of searches that were begun when there were none
     filesystem, root = bundles.filesystem_of(directory)
     if not known:
         _write(directory, "search.json", json.dumps(mine, indent=2).encode())
         return
     with filesystem.open_input_stream(f"{root}/search.json") as stream:
         begun = json.loads(stream.read())
-    changed = [name for name in mine if begun.get(name) != mine[name]]
+    begun = {**before, **begun}
+    changed = [name for name in mine if begun[name] != mine[name]]
     if changed:
         now = "; ".join(f"{name} was {begun[name]}" if name != "run" else "the run was another" for name in changed)
         raise ValueError(f"{directory} holds a search with other settings ({now}); go on with those, or choose another --storage")
@@ -158,44 +207,117 @@ def _write(directory: str, name: str, content: bytes) -> None:
 
 
 def _tuner(plan: Search, trial: Any, directory: str, journal: Path) -> tune.Tuner:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    engine = plan.run.engine
-    own = {name: inside(spread, value) for name, (spread, value) in plan.fields.items()}
-    algorithm = OptunaSearch(
-        metric=OBJECTIVE,
-        mode=plan.mode,
-        points_to_evaluate=[own],
-        sampler=optuna.samplers.TPESampler(seed=plan.seed, multivariate=True, n_startup_trials=max(4, plan.trials // 4)),
-        study_name=Path(directory).name,
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-    )
-    scheduler = ASHAScheduler(
-        metric=OBJECTIVE,
-        mode=plan.mode,
-        time_attr="step",  # ours: it goes on after a restart, where Tune's own counter starts again
-        max_t=engine.steps + 1,  # + 1: a trial that reaches its last step ends by itself, and is not killed while it reports
-        grace_period=engine.evaluate_every or engine.steps,
-        reduction_factor=plan.reduction,
-    )
     return tune.Tuner(
         trial,
         param_space={name: _domain(spread, value) for name, (spread, value) in plan.fields.items()},
         tune_config=tune.TuneConfig(
-            search_alg=algorithm,
-            scheduler=scheduler,
+            search_alg=_algorithm(plan, directory, journal),
+            scheduler=_scheduler(plan),
             num_samples=plan.trials,
             max_concurrent_trials=plan.concurrent or _concurrent(plan),
             trial_dirname_creator=lambda trial: str(trial.trial_id),  # not every parameter's name and value
         ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=directory,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=1),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_Progress(plan.trials), JsonLoggerCallback()],
-        ),
+        run_config=_run_config("tune", directory, plan.trials, plan.retries),
     )
+
+
+def _run_config(name: str, directory: str, trials: int, retries: int) -> tune.RunConfig:
+    return tune.RunConfig(
+        name=name,
+        storage_path=directory,
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=retries),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        callbacks=[_Progress(trials), JsonLoggerCallback()],
+    )
+
+
+def _algorithm(plan: Search, directory: str, journal: Path) -> Any:
+    own = {name: inside(spread, value) for name, (spread, value) in plan.fields.items()}
+    first = [own, *(dict(known) for known in plan.start if dict(known) != own)]
+    if plan.scheduler == "pbt":
+        return BasicVariantGenerator(points_to_evaluate=first, random_state=plan.seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # multivariate, constraints_func
+    limited = {"constraints_func": _excess} if plan.limits else {}
+    sampler: optuna.samplers.BaseSampler
+    if plan.goals:
+        sampler = optuna.samplers.NSGAIISampler(seed=plan.seed, population_size=max(4, min(50, plan.trials // 4)), **limited)
+    else:
+        beginning = max(4, plan.trials // 4)
+        sampler = optuna.samplers.TPESampler(seed=plan.seed, multivariate=True, n_startup_trials=beginning, **limited)
+    return _Proposals(
+        plan,
+        metric=[aim.name for aim in plan.aims] if plan.goals else OBJECTIVE,
+        mode=[aim.mode for aim in plan.aims] if plan.goals else plan.mode,
+        points_to_evaluate=first,
+        sampler=sampler,
+        study_name=Path(directory).name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+    )
+
+
+def _excess(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
+    return tuple(trial.user_attrs.get("excess", (0.0,)))
+
+
+class _Proposals(OptunaSearch):
+    """Optuna's proposals. It is told what a trial's best checkpoint scored, as the table is; Ray would tell the last report."""
+
+    def __init__(self, plan: Search, **options: Any) -> None:
+        super().__init__(**options)
+        self.aim, self.limits, self.best = plan.aims[0], dict(plan.limits), dict[str, dict[str, Any]]()
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._keep(trial_id, result)
+        super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result:
+            self._keep(trial_id, result)
+        best = self.best.get(trial_id)
+        if best and self.limits and trial_id in self._ot_trials:
+            self._ot_trials[trial_id].set_user_attr("excess", excess(result or best, self.limits))
+        super().on_trial_complete(trial_id, best, error)
+
+    def _keep(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self.aim.name in result:
+            held = self.best.get(trial_id)
+            if held is None or self.aim.sign * result[self.aim.name] < self.aim.sign * held[self.aim.name]:
+                self.best[trial_id] = dict(result)
+
+
+def _scheduler(plan: Search) -> TrialScheduler | None:
+    engine, steering = plan.run.engine, {"metric": OBJECTIVE, "mode": plan.mode}
+    rung = engine.evaluate_every or engine.steps
+    if plan.goals or plan.scheduler == "none":  # to stop early, one would have to know which goal counts
+        return None
+    if plan.scheduler == "pbt":
+        return PopulationBasedTraining(
+            **steering,
+            time_attr="step",
+            perturbation_interval=rung,
+            hyperparam_mutations={name: _domain(spread, value) for name, (spread, value) in plan.fields.items()},
+            custom_explore_fn=_Inside(plan.fields),
+            require_attrs=False,
+        )
+    return ASHAScheduler(
+        **steering,
+        time_attr="step",  # ours: it goes on after a restart, where Tune's own counter starts again
+        max_t=engine.steps + 1,  # + 1: a trial that reaches its last step ends by itself, and is not killed while it reports
+        grace_period=rung,
+        reduction_factor=plan.reduction,
+    )
+
+
+class _Inside:
+    """Brings what PBT made of a setting (it multiplies by 0.8 or 1.2) back inside its range."""
+
+    def __init__(self, fields: dict[str, tuple[Spread, Any]]) -> None:
+        self.fields = fields
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {name: inside(self.fields[name][0], value) for name, value in config.items()}
 
 
 def _concurrent(plan: Search) -> int:
@@ -215,8 +337,15 @@ def _domain(spread: Spread, value: Any) -> Any:
     return tune.loguniform(spread.low, spread.high) if spread.log else tune.uniform(spread.low, spread.high)
 
 
-def _trainable(plan: Search, directory: str) -> Any:
-    fixed = {"run": plan.run.model_dump_json(), "directory": directory}
+def _trainable(plan: Search, directory: str, jobs: Sequence[dict[str, Any]] = ()) -> Any:
+    fixed = {
+        "run": plan.run.model_dump_json(),
+        "directory": directory,
+        "limits": json.dumps(dict(plan.limits)),
+        "scheduler": plan.scheduler,
+        "worst": json.dumps({aim.name: aim.worst for aim in (*plan.aims, Goal(OBJECTIVE, plan.mode))}),
+        "jobs": json.dumps(list(jobs)),  # of a final: `job` in a trial's config is a number of this list
+    }
     if plan.workers == 1:
         each = {"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {})
         return tune.with_resources(tune.with_parameters(_plain_trial, fixed=fixed), each)
@@ -228,32 +357,102 @@ def _trainable(plan: Search, directory: str) -> Any:
 def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
     """One trial in this process."""
     run = _run_of(config, fixed)
+    digest = finished.digest_of(run)
     work = Path(tempfile.mkdtemp(prefix="recollect-trial-"))
-    state = work / "state"
+    state, limits = work / "state", json.loads(fixed["limits"])
+    alone = fixed["scheduler"] != "pbt"  # else its settings are not what it was trained with all along
+    costs: dict[str, float] = {}
     try:
+        done = finished.look(fixed["directory"], digest) if alone else None
+        if done is not None:
+            _download(done.checkpoint(), state)
+            for metrics in (done.best, done.last):
+                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
+            return
+        if _too_large(run, fixed):
+            return
         newest = tune.get_checkpoint()
         if newest is not None:
             newest.to_directory(str(state))
+            checkpoints.adopt(state / "last", run)
 
         def report(metrics: dict[str, float], _: Path | None) -> None:
             if OBJECTIVE in metrics:  # Tune takes no report without what it steers by: no checkpoint between evaluations
+                costs.update({name: metrics[name] for name in COSTS if name in metrics})
                 tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
+                if over(metrics, limits):
+                    raise _TooDear
 
         train_here(run, state, resume=True, report=report)
+        if alone:  # its history knows what it reported before it was killed
+            rows = [row | costs for row in bundles.open_bundle(state / "last").metrics() if OBJECTIVE in row]
+            place = f"{fixed['directory']}/{_own_folder()}"
+            finished.note(fixed["directory"], digest, finished.Finished(_best(rows, fixed), rows[-1], place))
+    except _TooDear:
+        return
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+class _TooDear(Exception):
+    """A step takes longer than the limit: the trial ends."""
+
+
+def _own_folder() -> str:
+    """This trial's folder, from the search's directory."""
+    context = tune.get_context()
+    return f"{context.get_experiment_name()}/{context.get_trial_id()}"
+
+
+def _best(reports: Sequence[dict[str, Any]], fixed: dict[str, str]) -> dict[str, Any]:
+    smaller = json.loads(fixed["worst"])[OBJECTIVE] > 0
+    return (min if smaller else max)(reports, key=lambda metrics: metrics[OBJECTIVE])
+
+
+def _too_large(run: Run, fixed: dict[str, str]) -> bool:
+    """Whether the run has more parameters than the limit; then that is its report, and the worst score."""
+    limits = json.loads(fixed["limits"])
+    if "parameters" not in limits:
+        return False
+    model = build(run.model_copy(update={"model": run.model.with_parents()}), domains_of(run, Store.open(run.data.store)))
+    costs = {"parameters": float(sum(parameter.numel() for parameter in model.parameters()))}
+    if not over(costs, limits):
+        return False
+    tune.report({"step": 0.0, **json.loads(fixed["worst"]), **costs})
+    return True
 
 
 def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
     """One trial as a Ray Train run; this function only drives it."""
     workers, cpus, gpus = json.loads(fixed["resources"])
-    launch.train(
-        _run_of(config, fixed),
+    run = _run_of(config, fixed)
+    digest = finished.digest_of(run)
+    done = finished.look(fixed["directory"], digest)
+    if done is not None:
+        for metrics in (done.best, done.last):
+            tune.report({**metrics, CHECKPOINT_PATH_KEY: done.checkpoint()})
+        return
+    if _too_large(run, fixed):
+        return
+    trial = str(tune.get_context().get_trial_id())
+    result = launch.train(
+        run,
         storage=f"{fixed['directory']}/train",
-        name=str(tune.get_context().get_trial_id()),  # stable: the same trial, restarted, goes on
+        name=trial,  # stable: the same trial, restarted, goes on
         resources=launch.Resources(workers, cpus, gpus),
         callbacks=[_Judged()],
     )
+    assert result.checkpoint is not None, "a finished run has reported at least once"
+    checkpoint = _uri(fixed["directory"], result.checkpoint.path)
+    place = f"{fixed['directory']}/train/{trial}"
+    rows = [row for row in bundles.open_bundle(f"{checkpoint}/last").metrics() if OBJECTIVE in row]
+    finished.note(fixed["directory"], digest, finished.Finished(_best(rows, fixed), rows[-1], place))
+
+
+def _uri(directory: str, path: str) -> str:
+    """Where a checkpoint lies, whose path Ray tells without the storage's scheme."""
+    scheme, separator, _ = directory.partition("://")
+    return path if "://" in path or not separator else f"{scheme}://{path}"
 
 
 class _Judged(TuneReportCallback):
@@ -268,6 +467,8 @@ def _run_of(config: dict[str, Any], fixed: dict[str, str]) -> Run:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line for every checkpoint
+    if "job" in config:
+        config = json.loads(fixed["jobs"])[config["job"]]["changes"]
     return overlay(Run.model_validate_json(fixed["run"]), config)
 
 
@@ -281,6 +482,9 @@ class _Progress(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+        if "job" in trial.config:
+            logger.info("final %d/%d starts", trial.config["job"] + 1, self.trials)
+            return
         settings = "  ".join(f"{name.split('.', 1)[-1]}={_short(value)}" for name, value in trial.config.items())
         logger.info("trial %d/%d starts: %s", number, self.trials, settings)
 
@@ -297,46 +501,130 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _conclude(plan: Search, grid: tune.ResultGrid, directory: str) -> Outcome:
-    rows = [_row(plan, result) for result in grid]
-    table = pd.DataFrame(rows).sort_values(OBJECTIVE, ascending=plan.mode == "min", ignore_index=True)
+def _conclude(plan: Search, grid: tune.ResultGrid, directory: str, journal: Path) -> Outcome:
+    table = ranked([_row(plan, result) for result in grid], plan.aims, plan.limits)
     if table[OBJECTIVE].isna().all():
         errors = "; ".join(str(error).strip().splitlines()[-1] for error in grid.errors[:3])
         raise ValueError(f"every trial failed: {errors or 'no trial reported'} (details below {directory}/tune)")
     _write(directory, "trials.parquet", table.to_parquet(index=False))
+    if not table["kept"].iloc[0]:
+        limits = ", ".join(f"{name}={limit:g}" for name, limit in plan.limits.items())
+        raise ValueError(
+            f"no trial keeps the limits {limits} (see {directory}/trials.parquet); raise them, or search smaller fields"
+        )
+    weights = importances(_study(directory, journal), plan.aims[0]) if journal.exists() else {}
+    text = summary(table, plan.aims, _began(plan), weights)
+    _write(directory, "summary.md", text.encode())
     first = table.iloc[0]
+    _crown(first["checkpoint"], directory)
+    changes = {name: _plain(first[f"config/{name}"]) for name in plan.fields}
+    logger.info("best trial: %s with %s %.4f -> %s/winner", first["trial"], OBJECTIVE, first[OBJECTIVE], directory)
+    return Outcome(table, f"{directory}/winner", f"{directory}/winner-checkpoint", changes, weights, text)
+
+
+def _began(plan: Search) -> dict[str, Any]:
+    return {name: value for name, (_, value) in plan.fields.items()}
+
+
+def _study(directory: str, journal: Path) -> optuna.Study:
+    return optuna.load_study(study_name=Path(directory).name, storage=JournalStorage(JournalFileBackend(str(journal))))
+
+
+def _crown(checkpoint: str, directory: str) -> None:
+    """Copy a trial's best bundle and its newest checkpoint to the winner's places."""
     work = Path(tempfile.mkdtemp(prefix="recollect-winner-"))
     try:
-        filesystem, root = bundles.filesystem_of(first["checkpoint"])
-        fs.copy_files(root, str(work), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+        _download(checkpoint, work)
         bundles.copy(work / "best", f"{directory}/winner")
         bundles.copy(work / "last", f"{directory}/winner-checkpoint")
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    changes = {name: _plain(first[f"config/{name}"]) for name in plan.fields}
-    logger.info("winner: trial %s with %s %.4f -> %s/winner", first["trial"], OBJECTIVE, first[OBJECTIVE], directory)
-    return Outcome(table, f"{directory}/winner", f"{directory}/winner-checkpoint", changes)
+
+
+def _download(uri: str, folder: Path) -> None:
+    filesystem, root = bundles.filesystem_of(uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(root, str(folder), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+
+
+def confirm(plan: Search, outcome: Outcome, seeds: int = 3, steps: int = 0) -> Outcome:
+    """Train the best settings anew with several seeds, beside the settings that the search began from, and name the winner.
+
+    The best of many trials is partly the luckiest. The settings whose mean over the seeds is better win, and of their runs the
+    best on the validation split is the winner's bundle. What is finished is not trained again.
+
+    Args:
+        seeds: how many, none of them the search's own.
+        steps: of each; 0: twice the search's longest trial.
+
+    Returns the outcome with the final's table: one row a finalist and seed.
+    """
+    directory = plan.directory if "://" in plan.directory else os.path.abspath(plan.directory)
+    steps = steps or 2 * plan.run.engine.steps
+    own = _began(plan)
+    finalists = {"best trial": outcome.changes} | ({} if outcome.changes == own else {"as it began": own})
+    chosen = [plan.run.seed + 1 + number for number in range(seeds)]
+    jobs = [
+        {"settings": name, "seed": seed, "changes": {**changes, "seed": seed, "engine.steps": steps}}
+        for seed in chosen
+        for name, changes in finalists.items()
+    ]
+    final = replace(plan, over=tuple(plan.fields), goals=(), limits={}, scheduler="none")
+    trial = _trainable(final, directory, jobs)
+    experiment = f"{directory}/final"
+    if tune.Tuner.can_restore(experiment):
+        tuner = tune.Tuner.restore(experiment, trainable=trial, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trial,
+            param_space={"job": tune.grid_search(list(range(len(jobs))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=plan.concurrent or _concurrent(plan),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=_run_config("final", directory, len(jobs), plan.retries),
+        )
+    grid = tuner.fit()
+    rows = [_row(replace(final, over=()), result) | jobs[int((result.config or {})["job"])] for result in grid]
+    table = pd.DataFrame(rows).drop(columns=["changes", "status"]).sort_values(["settings", "seed"], ignore_index=True)
+    if table[OBJECTIVE].isna().any():
+        raise ValueError(f"a run of the final failed: {'; '.join(map(str, grid.errors[:1]))} (details below {experiment})")
+    sign = plan.aims[0].sign
+    means = (sign * table.groupby("settings")[OBJECTIVE].mean()).sort_values()
+    winner = str(means.index[0])
+    best = table[table["settings"] == winner].sort_values(OBJECTIVE, ascending=plan.mode == "min").iloc[0]
+    _write(directory, "final.parquet", table.to_parquet(index=False))
+    _crown(best["checkpoint"], directory)
+    text = summary(outcome.table, plan.aims, own, outcome.importances, table, f"{winner} wins")
+    _write(directory, "summary.md", text.encode())
+    logger.info("winner: %s, %s %.4f over %d seeds -> %s/winner", winner, OBJECTIVE, sign * means.iloc[0], seeds, directory)
+    return replace(outcome, changes=dict(finalists[winner]), summary=text, final=table)
 
 
 def _row(plan: Search, result: Any) -> dict[str, Any]:
-    history = result.metrics_dataframe
-    best = float("nan")
-    if history is not None and OBJECTIVE in history:
-        best = float(history[OBJECTIVE].min() if plan.mode == "min" else history[OBJECTIVE].max())
-    metrics = result.metrics or {}
+    """One trial as the table shows it: the numbers of its best checkpoint, and where and how it ended."""
+    metrics = dict(result.metrics or {})
+    best, history = metrics, result.metrics_dataframe
+    if history is not None and OBJECTIVE in history and history[OBJECTIVE].notna().any():
+        values = history[OBJECTIVE]
+        best = {str(k): v for k, v in history.loc[values.idxmin() if plan.mode == "min" else values.idxmax()].items()}
     checkpoint = metrics.get(CHECKPOINT_PATH_KEY) or (result.checkpoint.path if result.checkpoint else None)
     step = int(metrics.get("step", 0))
-    status = "failed" if result.error else "finished" if step >= plan.run.engine.steps else "stopped by ASHA"
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and k not in ("step", OBJECTIVE, "time_this_iter_s")}
+    dear = over(metrics, plan.limits)
+    status = "finished" if step >= plan.run.engine.steps else "stopped by ASHA"
+    status = "failed" if result.error else f"over the limit of {' and '.join(dear)}" if dear else status
+    numbers = {k: float(v) for k, v in best.items() if isinstance(v, float) and k not in ("step", OBJECTIVE, "time_this_iter_s")}
+    settings = metrics.get("config") or result.config or {}
     return {
         "trial": metrics.get("trial_id", ""),
-        OBJECTIVE: best,
+        OBJECTIVE: float(best.get(OBJECTIVE, "nan")),
         "status": status,
         "step": step,
-        **{f"config/{name}": (metrics.get("config") or result.config or {}).get(name) for name in plan.fields},
-        **{name: value for name, value in numbers.items() if not name.startswith("time_")},
+        **{f"config/{name}": settings.get(name) for name in plan.fields},
+        **{name: value for name, value in numbers.items() if not name.startswith(("time_", "config/"))},
         "seconds": float(metrics.get("time_total_s", 0.0)),
-        "checkpoint": checkpoint,
+        "host": str(metrics.get("hostname", "")),
+        "checkpoint": checkpoint and _uri(plan.directory, checkpoint),
     }
 
 

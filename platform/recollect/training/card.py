@@ -24,7 +24,7 @@ def card_of(run: Run, domains: Domains, history: Sequence[Mapping[str, Any]], mo
     losses = "\n".join(
         f"| {name} | {weights[name]:g} | {newest[f'loss/{name}']:.4f} |" for name in weights if f"loss/{name}" in newest
     )
-    hidden = ("step", "rate", "images_per_s")
+    hidden = ("step", "rate", "images_per_s", "device_hours")
     metrics = "\n".join(f"| {k} | {v:.4f} |" for k, v in newest.items() if not k.startswith("loss/") and k not in hidden)
     memory = memory_of(model)
     remembered = f"\n## Memory\n{usage_markdown(memory)}\n" if memory is not None else ""

@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from recollect import bundle as bundles
+from recollect.config import Run
+
 TENSORS, SCALARS = "training.safetensors", "training.json"
 
 
@@ -34,6 +37,27 @@ def pack(
                     rest.setdefault(str(index), {})[key] = value
         scalars["optimisers"][name] = rest
     return {TENSORS: save(tensors), SCALARS: json.dumps(scalars).encode()}
+
+
+def adopt(path: Path, run: Run) -> None:
+    """Let a checkpoint go on as `run`: a trial takes over another's state, and keeps its own settings (PBT).
+
+    Weights, optimisers and step stay; only settings that change no shape may differ. A checkpoint of this run stays as it is.
+    """
+    opened = bundles.open_bundle(path)
+    if opened.run == run:
+        return
+    bundles.write(
+        path,
+        run,
+        opened.domains,
+        opened.state("model"),
+        ema=opened.state("ema") if bundles.EMA in opened.manifest["files"] else None,
+        metrics=opened.metrics(),
+        parents=opened.manifest["parents"],
+        card=(path / "README.md").read_text(),
+        extra={name: (path / name).read_bytes() for name in (TENSORS, SCALARS)},
+    )
 
 
 def is_checkpoint(path: Path) -> bool:

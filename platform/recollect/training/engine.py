@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from recollect.pipeline import Pipeline
 from recollect.trainable import Draws, Embedder, Phase, Queries, Search, Step, Trainable, Translator
 from recollect.training import checkpoint
 from recollect.training.card import card_of
+from recollect.training.mlflow import Sink
 from recollect.training.optim import make_optimisers, rate, trained_nets
 from recollect.training.sync import Ranks, average_gradients
 from recollect.training.tracking import Tracker
@@ -59,7 +60,7 @@ class Judge(Protocol):
     about: str  # what it does, in words
 
     @property
-    def mode(self) -> str: ...
+    def mode(self) -> Literal["min", "max"]: ...
 
     def __call__(self, subject: Any, /) -> dict[str, float]: ...
     def grid(self, subject: Any, /) -> Tensor: ...
@@ -104,6 +105,9 @@ class Trainer:
         self.ema: AveragedModel | None = None
         if run.engine.ema:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
+        if run.engine.compile:  # after the averaged model was copied, which is only judged
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, and says so
+            self.model.compile_nets()
         self.active = active(run.weights)
         self.phases = tuple(self.model.phases())
         for phase in self.phases:
@@ -169,14 +173,14 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         for phase in self.phases:
             if self.step % phase.every == 0:
-                terms |= self._run_phase(phase, step)
+                terms |= self.run_phase(phase, step)
         self.model.after_step(step)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1
         return terms
 
-    def _run_phase(self, phase: Phase, step: Step) -> dict[str, Tensor]:
+    def run_phase(self, phase: Phase, step: Step) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         parameters: list[torch.nn.Parameter] = []
         for part in phase.parts:
@@ -193,13 +197,13 @@ class Trainer:
         if not parameters:
             return {}
         values = torch.stack(list(terms.values()))
-        bucket = average_gradients(parameters, values, self.ranks)
-        if not bucket.isfinite().all():
-            wrong = [name for name, value in zip(terms, bucket, strict=False) if not value.isfinite()]
+        averaged, finite = average_gradients(parameters, values, self.ranks)
+        if not finite:
+            wrong = [name for name, value in zip(terms, averaged, strict=True) if not value.isfinite()]
             raise NotFinite(f"step {step.number}, phase {phase.name}: {', '.join(wrong) or 'a gradient'} is not finite")
         for net in dict.fromkeys(net for part in phase.parts for net in part.nets):
             self._step_optimiser(net, phase.clip)
-        return dict(zip(terms, bucket[: len(terms)], strict=True))
+        return dict(zip(terms, averaged, strict=True))
 
     def _step_optimiser(self, net: str, clip: float | None) -> None:
         if clip is not None:
@@ -346,12 +350,18 @@ class _Loop:
         history: list[dict[str, Any]],
     ) -> None:
         self.trainer, self.directory, self.judge, self.report, self.parents = trainer, directory, judge, report, parents
-        engine = trainer.run.engine
         self.main = trainer.ranks.rank == 0
-        self.tracker = Tracker(directory, engine.steps, trainer.step, history) if self.main else None
+        self.tracker = self._tracker(history) if self.main else None
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # by term: a phase may not run at every step
         self.pictures, self.since = 0, time.monotonic()
+        self.logged, self.costs = trainer.step, {"parameters": float(sum(p.numel() for p in trainer.model.parameters()))}
+
+    def _tracker(self, history: list[dict[str, Any]]) -> Tracker:
+        run, start, directory = self.trainer.run, self.trainer.step, self.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        sink = Sink(run.engine.mlflow, run, directory, start) if run.engine.mlflow else None
+        return Tracker(directory, run.engine.steps, start, history, devices=self.trainer.ranks.world, sink=sink)
 
     def advance(self, prepared: Step) -> None:
         """One step and whatever is due after it."""
@@ -377,6 +387,8 @@ class _Loop:
     def pause(self, evaluate: bool) -> None:
         """Evaluate where asked, save a checkpoint, report. Every rank comes here at the same steps."""
         began, metrics = time.monotonic(), dict[str, float]()
+        if self.trainer.step > self.logged:  # else the interval that was just logged has said it
+            self.costs["seconds_per_step"] = (began - self.since) / (self.trainer.step - self.logged)
         if self.tracker is not None:
             try:
                 metrics = self._evaluate() if evaluate else {}
@@ -384,7 +396,9 @@ class _Loop:
                 self.trainer.save(self.directory / "last", self.tracker.history, self.parents)
         self.trainer.ranks.barrier()
         if self.report is not None:
-            self.report({"step": float(self.trainer.step), **metrics}, self.directory / "last" if self.main else None)
+            self.report(
+                {"step": float(self.trainer.step), **self.costs, **metrics}, self.directory / "last" if self.main else None
+            )
         self.since += time.monotonic() - began  # evaluation is not training time
 
     def evaluated(self) -> bool:
@@ -393,7 +407,8 @@ class _Loop:
 
     def close(self) -> None:
         if self.tracker is not None:
-            self.tracker.close()
+            card = card_of(self.trainer.run, self.trainer.domains, self.tracker.history, self.trainer.model)
+            self.tracker.close(card=card)
 
     def _evaluate(self) -> dict[str, float]:
         assert self.tracker is not None
@@ -420,14 +435,17 @@ class _Loop:
             }  # the only host sync of the interval
             net = trained_nets(self.trainer.model)[0]
             lr = rate(self.trainer.run.optimiser(net), self.trainer.step - 1, self.trainer.run.engine.steps)
-            self.tracker.losses(self.trainer.step, means, lr, self.pictures / max(time.monotonic() - self.since, 1e-9))
+            seconds = max(time.monotonic() - self.since, 1e-9)
+            self.tracker.losses(self.trainer.step, means, lr, self.pictures / seconds)
+            self.costs["seconds_per_step"] = seconds / (self.trainer.step - self.logged)
+        self.logged = self.trainer.step
         self.sums, self.counts, self.pictures, self.since = {}, {}, 0, time.monotonic()
 
     def _save_broken(self, error: NotFinite) -> None:
         where = self.directory / "broken"
         if self.tracker is not None:
             self.trainer.save(where, self.tracker.history, self.parents)
-            self.tracker.close()
+            self.tracker.close("FAILED", str(error))
         raise NotFinite(
             f"{error}. The phase changed nothing and the run stopped; its state is saved in {where} to look at. "
             "A lower optimisers.default.lr, engine.precision=fp32 or a lower weight for that term usually helps"

