@@ -22,7 +22,9 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image, ImageFont
+from typer.testing import CliRunner
 
+from recollect import cli
 from recollect.bundle import Bundle, write
 from recollect.config import Run, overlay, preset
 from recollect.data.store import Store
@@ -90,7 +92,9 @@ def history(steps: int) -> list[dict[str, Any]]:
 def run_folder(folder: Path, run: Run, store: Store, steps: int = 40) -> Bundle:
     """A run's directory as training leaves it, with weights that nobody trained: the best are from before the end."""
     domains = store.domains.only(run.data.domains)
-    state, rows = build(run, domains).state_dict(), history(steps)
+    model, rows = build(run, domains), history(steps)
+    model.begin()  # those with parents have their weights
+    state = model.state_dict()
     parents = {"data": store.digest}
     write(folder / "last", run, domains, state, metrics=rows, parents=parents)
     best = write(folder / "best", run, domains, state, metrics=[row for row in rows if row["step"] <= 20], parents=parents)
@@ -243,6 +247,25 @@ def test_a_folder_is_searched_and_copies_are_one_run(place: Path) -> None:
     alone = find([place / "copied"]).runs[0]
     assert alone.last_step == 20 and alone.samples() == {}
     assert set(find([place / "one"]).results["name"]) == {"first", "black"}
+
+
+def test_the_command_writes_the_page_and_says_what_it_does(place: Path, tmp_path: Path) -> None:
+    words = [
+        "report",
+        str(place / "two"),
+        "-o",
+        str(tmp_path / "r.html"),
+        "--rows",
+        "1",
+        "--title",
+        "Two",
+        "--price-per-hour",
+        "3",
+    ]
+    done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and done.stdout == f"{tmp_path / 'r.html'}\n" and "drawing pictures" in done.stderr
+    page = (tmp_path / "r.html").read_text()
+    assert "<h1>Two</h1>" in page and "Cost at 3 a device hour" in page
 
 
 def test_names_are_told_apart(run: Run, store: Store, tmp_path: Path) -> None:
