@@ -35,6 +35,7 @@ from recollect.evaluation.memory.space import embed
 from recollect.evaluation.report.configuration import differences
 from recollect.evaluation.report.cost import cost_of
 from recollect.evaluation.report.drawings import Mark, Row, axis, dot_rows, front, parallel
+from recollect.evaluation.report.results import section as results_section
 from recollect.evaluation.report.samples import evenly
 from recollect.evaluation.report.search import importances
 from recollect.evaluation.report.search import section as search_section
@@ -392,6 +393,16 @@ def test_dots_and_whiskers_lie_where_the_numbers_are() -> None:
     low, high = float(whisker[1]), float(whisker[2])
     assert high == pytest.approx(dots[1], abs=0.1) and low == pytest.approx(float(mark[1]), abs=0.1)
     assert dots[0] == pytest.approx(low + (high - low) / 3, abs=0.2)
+
+
+def test_runs_keep_their_colours_where_some_are_missing() -> None:
+    rows = [{"metric": m, "value": 0.1, "low": 0.0, "high": 0.2, "kind": "method", "name": n, "bundle": n, "about": ""}
+            for n in ("b", "stranger") for m in ("scene_error/sky", "scene_error")]  # fmt: skip
+    rows.append({**rows[0], "value": 0.01, "kind": "ceiling", "name": "truth", "bundle": ""})
+    drawn = results_section(pd.DataFrame(rows).assign(setting="x"), ["a", "b"]).content
+    assert re.findall(r'<g class="(c\d)">', drawn) == ["c1", "c2"] and "c0" not in drawn
+    assert re.findall(r'<span class="(c\d)"><i class="swatch"></i>(\w+)', drawn) == [("c1", "b"), ("c2", "stranger")]
+    assert drawn.count('class="mark dotted"') == 1 and "dotted: truth" in drawn
 
 
 def test_axes_take_numbers_words_and_gaps() -> None:
