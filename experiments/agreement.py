@@ -45,11 +45,11 @@ def distances(real: Tensor, pictures: Tensor, features: Extractor) -> dict[str, 
     """FID and KID of pictures to real ones, both (N, 3, P, P): uint8, or in [0, 1]; of equal numbers, evenly spread."""
     import torch
 
-    from recollect.evaluation.frechet import Stack, fid, kid
+    from recollect.evaluation.frechet import Stack, fid_and_kid
 
     true, fake = (Stack(own if own.dtype == torch.uint8 else own * 2 - 1) for own in (real, pictures))
     count = min(len(true), len(fake))
-    (one,), (other,) = (kind(true, fake, features, count).judgement.values.values() for kind in (fid, kid))
+    one, other = fid_and_kid(true, fake, features, count).judgement.values.values()
     return {FID: one, KID: other}
 
 

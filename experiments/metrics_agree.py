@@ -55,8 +55,8 @@ class AgreeSuite(DirectionSuite):
         features, digest = features_for(place, run, say)
         return replace(self, features=features, digest=digest, store=run.data.store)
 
-    def instrument(self, setting: str) -> str:
-        return f"features {self.digest}" if self.digest else ""
+    def instrument(self, setting: str) -> str | None:
+        return f"features {self.digest}" if self.digest else None
 
     def of_sets(self, pictures: Tensor, cases: Cases) -> dict[str, float]:
         """Distances to validation pictures of the target, which show other scenes than the pictures that are translated."""

@@ -4,8 +4,8 @@ What ImageNet's networks are for photographs, this is for data that they know no
 
     map = body(I)   features = mean of map over places   each task is a linear head on one of the two
 
-    domain      which domain, or that it was tampered with: a class of its own
-    tampered    the same of copies of the pictures that were tampered with, in their colours or in detail (`parts.tampering`)
+    domain      which domain, or that its colours were tampered with: a class of its own
+    tampered    the same of copies of the pictures that were tampered with (`parts.tampering`)
     turned      by how many quarters a picture was turned (no labels needed: what is up, so what things are)
     counts      how many objects of each class, where the data has boxes
     regions     which share of each cell is which region (road, sky, car), where the data has exact maps
@@ -174,7 +174,7 @@ class Features(Trainable):
         return terms
 
     def _tampered(self, step: Step) -> Tensor:
-        """Half of the pictures, tampered with; the last class of `domain` is theirs."""
+        """Half of the pictures with other colours; the last class of `domain` is theirs."""
         copies = []
         for index, batch in enumerate(step.batches):
             chosen = [place for place, slot in enumerate(batch.slots) if (slot + step.number) % 2 == 0]

@@ -164,7 +164,7 @@ say in the choice. The fitted baselines had the truth of validation pictures in 
         """It needs nothing of its own."""
         return self
 
-    def instrument(self, setting: str) -> str:
+    def instrument(self, setting: str) -> str | None:
         """Nothing but this code judges."""
         return ""
 

@@ -34,7 +34,7 @@ from recollect.evaluation.diversity import (
     sample_seed,
 )
 from recollect.evaluation.extractors import Extractor, Lpips, lpips_net
-from recollect.evaluation.frechet import Stack, fid, kid
+from recollect.evaluation.frechet import Stack, fid, fid_and_kid, kid
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.validate import Cases
 from recollect.pipeline import Pipeline
@@ -316,6 +316,7 @@ def everything(ranks: Ranks, forget: bool) -> dict[str, float]:
     found += [lpips_diversity(pipeline, cases, squeeze(), pairing, ranks=ranks) for pairing in (Pairing(3, 4, 3), Pairing(1, 2))]
     real, fake = Stack(cases_of(90).images), Translations(pipeline, cases, samples=12)
     found += [fid(real, fake, colours, ranks=ranks), kid(real, fake, colours, 80, subsets=5, size=20, ranks=ranks)]
+    found += [fid_and_kid(real, fake, colours, 70, ranks=ranks)]
     if not forget:  # a batch each, so the second rank has none; it would have nothing to compute with
         found += [fid(Stack(real.images[:30]), Stack(real.images[30:40]), colours, ranks=ranks)]
     values = {name: value for measured in found for name, value in measured.judgement.values.items()}

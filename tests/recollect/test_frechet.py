@@ -15,7 +15,7 @@ from recollect.data.transforms import check_pictures
 from recollect.evaluation import classification
 from recollect.evaluation.extractors import Extractor
 from recollect.evaluation.features import feature_distance
-from recollect.evaluation.frechet import Stack, fid, frechet, kid
+from recollect.evaluation.frechet import Stack, fid, fid_and_kid, frechet, kid
 from recollect.evaluation.metrics import find_metric
 
 
@@ -108,6 +108,22 @@ def test_kid_draws_the_subsets_of_its_seed_and_leaves_other_draws_alone() -> Non
     assert again.judgement.values == judgement.values
     assert kid(Stack(REAL), Stack(FAKE), FEATURES, subsets=7, size=20, seed=4).judgement.values != judgement.values
     assert "kid_70v90@quarters" in kid(Stack(REAL), Stack(FAKE), FEATURES).judgement.values
+
+
+def test_both_distances_at_once_are_the_two_and_describe_once() -> None:
+    asked: list[int] = []
+
+    class Counting(Quarters):
+        def describe(self, images: Tensor) -> Tensor:
+            asked.append(len(images))
+            return super().describe(images)
+
+    values, about = fid_and_kid(Stack(REAL), Stack(FAKE), Counting(), 60)
+    assert sum(asked) == 120 and about["rank_deficient"] == 0
+    one, other = fid(Stack(REAL), Stack(FAKE), FEATURES, 60), kid(Stack(REAL), Stack(FAKE), FEATURES, 60)
+    expected = one.judgement.values | other.judgement.values
+    assert values.values.keys() == expected.keys()
+    assert all(values.values[name] == pytest.approx(value, rel=1e-9) for name, value in expected.items())
 
 
 @settings(max_examples=20, deadline=None)

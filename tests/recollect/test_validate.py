@@ -187,7 +187,8 @@ def test_it_runs_without_boxes(bare: Store) -> None:
 
 def test_batches_do_not_matter(store: Store) -> None:
     cases, pipeline = gather(store, DOMAINS, "test", 64), untrained(run_of(store), store)
-    whole = translate_all(pipeline, replace(cases, images=torch.cat([cases.images, cases.images[:3]])))  # batches of 8 and 3
+    longer = replace(cases, ids=(*cases.ids, *cases.ids[:3]), images=torch.cat([cases.images, cases.images[:3]]))
+    whole = translate_all(pipeline, longer)  # batches of 8 and 3
     assert torch.allclose(whole[:3], whole[8:], atol=1e-5)
     assert judge(whole[:8], cases).by_picture["content_kept"].values.shape == (8,)
 

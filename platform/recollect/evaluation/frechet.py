@@ -117,30 +117,51 @@ def kid(
     of all pictures while it computes: 8 * (M + N) * F bytes, 330 MB for 10,000 pictures on each side and Inception's features.
     Raises ValueError as `fid`, and for subsets of fewer than two.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance  # of the extra `evaluate`
-
     if subsets < 1 or size < 2:
         raise ValueError(f"KID needs at least 1 subset of at least 2 pictures, not {subsets} of {size}")
-    sides = _sides(real, fake, count)
-    used = min(size, *(len(rows) for _, rows in sides))
-    whole = all(len(rows) == used for _, rows in sides)  # then every subset is the same
-    times = 1 if whole else subsets
+    tables = [_table(extractor, pictures, rows, ranks) for pictures, rows in _sides(real, fake, count)]
+    return _kernel(tables, extractor, subsets, size, seed)
+
+
+def fid_and_kid(
+    real: PictureSet, fake: PictureSet, extractor: Describes, count: int | None = None, ranks: Ranks = Ranks()
+) -> Measurement:
+    """`fid` and `kid` of the same pictures, which are made and described once; every rank holds the features of all of them."""
+    tables = [_table(extractor, pictures, rows, ranks) for pictures, rows in _sides(real, fake, count)]
+    kernel = _kernel(tables, extractor, KERNEL_SUBSETS, KERNEL_SIZE, 0)
+    reals, fakes = map(len, tables)
+    values = {set_name("fid", fakes, reals, extractor): frechet(*tables), **kernel.judgement.values}
+    deficient = {"rank_deficient": int(min(reals, fakes) <= extractor.features)}
+    return Measurement(Judgement(values, {}), dict(kernel.about) | deficient)
+
+
+def _kernel(tables: Sequence[Tensor], extractor: Describes, subsets: int, size: int, seed: int) -> Measurement:
+    """KID of the features of real pictures and of translations."""
+    from torchmetrics.image.kid import KernelInceptionDistance  # of the extra `evaluate`
+
+    reals, fakes = map(len, tables)
+    used = min(size, reals, fakes)
+    times = 1 if reals == fakes == used else subsets  # all of them: every subset is the same
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features; so says our own docstring
         distance = KernelInceptionDistance(_given(extractor.features), subsets=times, subset_size=used, sync_on_compute=False)
-    for side, (pictures, rows) in enumerate(sides):
-        table = torch.zeros(len(rows), extractor.features, dtype=torch.double, device=extractor.device)
-        for places, found in _described(extractor, pictures, rows, ranks):
-            table[places.start : places.stop] = found
-        distance.update(ranks.reduce(table).cpu(), real=side == 0)
+    for side, table in enumerate(tables):
+        distance.update(table, real=side == 0)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the process's own generator
         torch.manual_seed(seed)
         mean, deviation = distance.compute()
-    reals, fakes = (len(rows) for _, rows in sides)
     protocol = "" if (subsets, size) == (KERNEL_SUBSETS, KERNEL_SIZE) else f"_{subsets}x{size}"
     name = set_name("kid", fakes, reals, extractor, protocol)
     about = {"subsets": times, "subset_size": used, "deviation": float(deviation), "seed": seed}
     return Measurement(Judgement({name: float(mean)}, {}), _about(extractor, reals, fakes) | about)
+
+
+def _table(extractor: Describes, pictures: PictureSet, rows: Sequence[int], ranks: Ranks) -> Tensor:
+    """The features (N, F) of all these pictures, of which each rank describes its share; on the CPU."""
+    table = torch.zeros(len(rows), extractor.features, dtype=torch.double, device=extractor.device)
+    for places, found in _described(extractor, pictures, rows, ranks):
+        table[places.start : places.stop] = found
+    return ranks.reduce(table).cpu()
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:

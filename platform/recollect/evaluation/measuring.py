@@ -14,6 +14,8 @@ from recollect.evaluation.frechet import Measurement
 from recollect.evaluation.results import Results, load, nothing, save
 from recollect.evaluation.suite import Bench, Request
 
+TOGETHER = {"cis": "is", "fid": "kid"}  # what is measured from the same translations
+
 
 class Progress(Protocol):
     """Who is told how far it is."""
@@ -115,8 +117,9 @@ def _ids(bench: Bench, result: Measurement) -> tuple[str, ...]:
 
 
 def _of_score(known: Results, name: str) -> Results:
-    """The rows of a score and of its parts; `cis` comes with `is`."""
-    names = [name, f"is{name.removeprefix('cis')}"] if name.startswith("cis_") else [name]
+    """The rows of a score and of its parts; `is` comes with `cis`, and `kid` with `fid`."""
+    kind, _, protocol = name.partition("_")
+    names = [name, f"{TOGETHER[kind]}_{protocol}"] if kind in TOGETHER else [name]
 
     def mine(metric: str) -> bool:
         return any(metric == own or metric.startswith(f"{own}/") for own in names)

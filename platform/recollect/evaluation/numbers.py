@@ -81,8 +81,8 @@ class Numbers:
         common = sorted(set(seeds[0]) & set(seeds[1]))
         chosen = [own if own == [-1] else (common if -1 not in seeds[0] + seeds[1] else own) for own in seeds]
         measured = [self.measured(setting, name, metric, own) for name, own in zip((one, other), chosen, strict=True)]
-        if measured[0] is None or measured[1] is None:
-            return None
+        if measured[0] is None or measured[1] is None or measured[0].values.shape[1:] != measured[1].values.shape[1:]:
+            return None  # one of them lacks it, or the values by picture of it
         return difference(measured[0], measured[1]), max(map(len, chosen))
 
     def measured_in(self, settings: Sequence[str], metric: str) -> list[str]:

@@ -25,7 +25,7 @@ from recollect.evaluation.diversity import (
     lpips_name,
 )
 from recollect.evaluation.extractors import features_named, open_extractor, open_lpips
-from recollect.evaluation.frechet import PictureSet, Stack, fid, kid, set_name
+from recollect.evaluation.frechet import PictureSet, Stack, fid_and_kid, set_name
 from recollect.evaluation.own_features import OwnDistance, OwnFeatures
 from recollect.evaluation.validate import SHORT
 from recollect.pipeline import Pipeline
@@ -73,8 +73,7 @@ class Quick:
     def sets(self, translations: Tensor) -> dict[str, float]:
         """FID and KID of translations (B, 3, H, W) in [0, 1], one of each picture."""
         fakes = Stack(translations * 2 - 1)
-        found = [kind(self.real, fakes, self.features, self.count).judgement.values for kind in (fid, kid)]
-        return {**found[0], **found[1]}
+        return fid_and_kid(self.real, fakes, self.features, self.count).judgement.values
 
     def __call__(self, pipeline: Pipeline, translations: Tensor) -> dict[str, float]:
         """The scores by their whole names."""

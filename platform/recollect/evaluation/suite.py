@@ -39,7 +39,7 @@ from recollect.evaluation.diversity import (
     protocol_of,
 )
 from recollect.evaluation.extractors import Extractor, features_named, open_extractor, open_lpips
-from recollect.evaluation.frechet import Measurement, PictureSet, Stack, fid, kid, set_name
+from recollect.evaluation.frechet import Measurement, PictureSet, Stack, fid_and_kid, set_name
 from recollect.evaluation.own_features import OwnDistance, OwnFeatures
 from recollect.evaluation.validate import Judgement, gather
 from recollect.pipeline import Pipeline
@@ -52,6 +52,7 @@ SUITES: dict[str, tuple[str, str]] = {  # the protocol of is and cis, and that o
     "mguit": ("munit", "munit"),
     "rg_unit": ("munit", "rg_unit"),
 }
+FEWEST_OF_A_SET = 8
 Tick = Callable[[int], object]
 
 
@@ -106,7 +107,7 @@ class Bench:
             raise ValueError(f"{request.bundle} holds {self.run.model.name!r}; suites are of what translates pictures")
         self.pipeline = watched(open_pipeline(self.bundle, request.device, index=request.index, library=request.library), tick)
         self.left_out: dict[str, str] = {}  # what is not measured, and why
-        if issubclass(find_method(self.run.model.name), Translator) and isinstance(self.pipeline.model, AttributeWise):
+        if isinstance(self.pipeline.model, AttributeWise):
             self.asked, self.sets = self._by_attribute()
             self.source = self.target = "+".join(self.run.data.domains)
         else:
@@ -133,11 +134,16 @@ class Bench:
         return Asked.at_random(pictures), sets
 
     def _features(self) -> Extractor:
+        """The features, once they have passed the darkening test wherever pictures are translated to."""
         request, data = self.request, self.run.data
-        source, target = ("", "") if self.source == self.target else (self.source, self.target)
+        pairs = [(self.target, self.source)]
+        if self.source == self.target:  # into attributes, which may be the domains
+            pairs = [(one, other) for one in data.domains for other in data.domains if one != other] or [(data.domains[0], "")]
+        target = self.target if self.target != self.source else ""
         found = open_extractor(features_named(request.features, request.download), request.device, "--features", target)
         cut = Cut(size=data.size, short_side=data.short_side, split=request.split)
-        check(found, self.store, target or data.domains[0], source, cut)
+        for one, other in pairs:
+            check(found, self.store, one, other, cut)
         return found
 
     def _scores(self) -> list[Score]:
@@ -147,11 +153,14 @@ class Bench:
     def _distances(self) -> list[Score]:
         sets, features = self.sets, self.features
         count = min(min(len(real), len(fake)) for real, fake in sets.values())
-        translations = sum(count for _ in sets)
-        return [
-            Score(set_name(kind.__name__, count, count, features), translations, _of_sets(kind, sets, features, count))
-            for kind in (fid, kid)
-        ]
+        if count < FEWEST_OF_A_SET:
+            few = min(sets, key=lambda name: min(map(len, sets[name])))
+            real, fake = map(len, sets[few])
+            raise ValueError(
+                f"too few pictures for a distance between sets: {real} real ones{f' with {few}' if few else ''} and {fake} "
+                f"translations; it takes {FEWEST_OF_A_SET} of each"
+            )
+        return [Score(set_name("fid", count, count, features), count * len(sets), _of_sets(sets, features, count))]
 
     def _inception(self, protocol: str) -> list[Score]:
         sampling = protocol_of(protocol, INCEPTION_PROTOCOLS)
@@ -222,19 +231,19 @@ class Lazily:
         return cut(self.store, [self.ids[row] for row in rows], self.run).float() / 127.5 - 1
 
 
-def _of_sets(
-    kind: Callable[..., Measurement], sets: dict[str, tuple[PictureSet, PictureSet]], features: Extractor, count: int
-) -> Callable[[Ranks], Measurement]:
-    """The distance of one pair of sets, or the mean over several with each one's as a part."""
+def _of_sets(sets: dict[str, tuple[PictureSet, PictureSet]], features: Extractor, count: int) -> Callable[[Ranks], Measurement]:
+    """FID and KID of one pair of sets, or their means over several, with each one's as a part."""
 
     def measure(ranks: Ranks) -> Measurement:
-        found = {name: kind(real, fake, features, count, ranks=ranks) for name, (real, fake) in sets.items()}
+        found = {name: fid_and_kid(real, fake, features, count, ranks) for name, (real, fake) in sets.items()}
         first = next(iter(found.values()))
         if list(found) == [""]:
             return first
-        (metric,) = first.judgement.values
-        parts = {f"{metric}/{name}": own.judgement.values[metric] for name, own in found.items()}
-        return Measurement(Judgement({metric: sum(parts.values()) / len(parts), **parts}, {}), first.about)
+        values: dict[str, float] = {}
+        for metric in first.judgement.values:
+            parts = {f"{metric}/{name}": own.judgement.values[metric] for name, own in found.items()}
+            values |= {metric: sum(parts.values()) / len(parts), **parts}
+        return Measurement(Judgement(values, {}), first.about)
 
     return measure
 
