@@ -258,12 +258,13 @@ def test_a_field_that_comes_later_leaves_a_run_what_it_was_and_a_changed_default
 
 
 def test_runs_that_were_trained_before_a_field_came_are_known(run: Run, store: Store) -> None:
-    """By what was hashed then: the configuration without the field."""
+    """By what was hashed then: the configuration without the fields."""
     config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
-    del config["data"]["known"]
+    del config["data"]["known"], config["evaluation"]["features"]
     before = hashlib.sha256(json.dumps([config, store.digest], sort_keys=True).encode()).hexdigest()
     assert digest_of(run, store.digest) == before
-    assert digest_of(overlay(run, {"data.known": ("Male",)}), store.digest) != before
+    for later in ({"data.known": ("Male",)}, {"evaluation.features": "inception"}):
+        assert digest_of(overlay(run, later), store.digest) != before
 
 
 def test_a_store_without_test_pictures_is_refused_before_anything_is_trained(run: Run, store: Store, tmp_path: Path) -> None:

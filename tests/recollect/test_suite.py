@@ -186,14 +186,16 @@ def test_what_is_there_is_not_measured_again(place: Path, measured: Path, small:
 def test_what_cannot_be_measured_is_named_before_anything_is(place: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there is no suite 'mguti'; did you mean 'mguit'"):
         Bench(request(place, suite="mguti"))
-    with pytest.raises(ValueError, match="munit needs 100 inputs, and there are 16; gather more pictures"):
+    with pytest.raises(
+        ValueError, match=r"suite mguit: its protocols need 100 inputs, and there are 16 test pictures.*or take --suite quick"
+    ):
         Bench(request(place, suite="mguit"))
     with pytest.raises(ValueError, match="neither a bundle .* nor a published network .*inception"):
         Bench(request(place, features=str(place / "nowhere")))
     with pytest.raises(ValueError, match=r"holds 'munit', which describes no pictures; `recollect features train`"):
         Bench(request(place, features=str(place / "one-0")))
     monkeypatch.setenv("TORCH_HOME", str(place / "empty"))
-    with pytest.raises(ValueError, match=r"--features: .*inception.*\.pth is not there"):
+    with pytest.raises(ValueError, match=r"--features: .*inception.*\.pth is not there.*--download, or give a bundle"):
         Bench(request(place, features="inception"))
     with pytest.raises(ValueError, match=r"--lpips: .*alexnet.* is not there"):
         Bench(request(place, lpips="alex"))

@@ -320,6 +320,11 @@ def read_published(config: FeaturesConfig, field: str) -> tuple[dict[str, Tensor
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / known.file
     if not path.is_file():
+        if not config.download and field.startswith("--"):  # an option of the command line
+            raise ValueError(
+                f"{field}: {path} is not there. Put {known.file} there (published {known.where}), allow the network with "
+                "--download, or give a bundle of features trained on the data (`recollect features train STORE --out BUNDLE`)"
+            )
         if not config.download:
             raise ValueError(
                 f"{field}: {path} is not there, and {field}.weights.path is empty. Put {known.file} there (published "

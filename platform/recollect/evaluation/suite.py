@@ -148,6 +148,13 @@ class Bench:
 
     def _scores(self) -> list[Score]:
         inception, lpips = SUITES[self.request.suite]
+        needed = [INCEPTION_PROTOCOLS[inception].inputs or 0, LPIPS_PROTOCOLS[lpips].inputs or 0]
+        if len(self.asked) < max(needed):
+            other = ", or take --suite quick, which needs 20" if self.request.suite != "quick" else ""
+            raise ValueError(
+                f"too few pictures for the suite {self.request.suite}: its protocols need {max(needed)} inputs, and there are "
+                f"{len(self.asked)} {self.request.split} pictures to translate; bring more{other}"
+            )
         return [*self._distances(), *self._inception(inception), *self._diversity(lpips)]
 
     def _distances(self) -> list[Score]:
