@@ -130,7 +130,10 @@ def compare(
 
 
 def metrics() -> None:
-    """Every metric: which way is better, its unit, what it needs, what it costs, what it says."""
+    """Every metric: which way is better, its unit, what it needs, what it costs, what it says.
+
+    recollect metrics
+    """
     from recollect.evaluation.metrics import METRICS
 
     rows = [["", "unit", "needs", "costs", "what"]]

@@ -74,7 +74,7 @@ def test_every_verbs_help_shows_an_example() -> None:
 def test_examples_are_commands_that_parse() -> None:
     for verb in verbs():
         *name, own = verb.split()
-        group = {"data": cli.data, "index": cli.index}[name[0]] if name else cli.app
+        group = {"data": cli.data, "index": cli.index, "features": cli.features}[name[0]] if name else cli.app
         command = next(c for c in group.registered_commands if (c.name or c.callback.__name__) == own)  # type: ignore[union-attr]
         for line in re.findall(rf"^\s*recollect ({verb} .*?)(?:\\n)?$", str(command.callback.__doc__), re.MULTILINE):
             options = set(re.findall(r"--[a-z-]+", line))

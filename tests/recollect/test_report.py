@@ -22,7 +22,9 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image, ImageFont
+from typer.testing import CliRunner
 
+from recollect import cli
 from recollect.bundle import Bundle, write
 from recollect.config import Run, overlay, preset
 from recollect.data.store import Store
@@ -33,6 +35,7 @@ from recollect.evaluation.memory.space import embed
 from recollect.evaluation.report.configuration import differences
 from recollect.evaluation.report.cost import cost_of
 from recollect.evaluation.report.drawings import Mark, Row, axis, dot_rows, front, parallel
+from recollect.evaluation.report.results import section as results_section
 from recollect.evaluation.report.samples import evenly
 from recollect.evaluation.report.search import importances
 from recollect.evaluation.report.search import section as search_section
@@ -90,7 +93,9 @@ def history(steps: int) -> list[dict[str, Any]]:
 def run_folder(folder: Path, run: Run, store: Store, steps: int = 40) -> Bundle:
     """A run's directory as training leaves it, with weights that nobody trained: the best are from before the end."""
     domains = store.domains.only(run.data.domains)
-    state, rows = build(run, domains).state_dict(), history(steps)
+    model, rows = build(run, domains), history(steps)
+    model.begin()  # those with parents have their weights
+    state = model.state_dict()
     parents = {"data": store.digest}
     write(folder / "last", run, domains, state, metrics=rows, parents=parents)
     best = write(folder / "best", run, domains, state, metrics=[row for row in rows if row["step"] <= 20], parents=parents)
@@ -245,6 +250,25 @@ def test_a_folder_is_searched_and_copies_are_one_run(place: Path) -> None:
     assert set(find([place / "one"]).results["name"]) == {"first", "black"}
 
 
+def test_the_command_writes_the_page_and_says_what_it_does(place: Path, tmp_path: Path) -> None:
+    words = [
+        "report",
+        str(place / "two"),
+        "-o",
+        str(tmp_path / "r.html"),
+        "--rows",
+        "1",
+        "--title",
+        "Two",
+        "--price-per-hour",
+        "3",
+    ]
+    done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and done.stdout == f"{tmp_path / 'r.html'}\n" and "drawing pictures" in done.stderr
+    page = (tmp_path / "r.html").read_text()
+    assert "<h1>Two</h1>" in page and "Cost at 3 a device hour" in page
+
+
 def test_names_are_told_apart(run: Run, store: Store, tmp_path: Path) -> None:
     for seed in (0, 1):
         run_folder(tmp_path / f"s{seed}", overlay(run, {"seed": seed}), store, steps=20)
@@ -369,6 +393,16 @@ def test_dots_and_whiskers_lie_where_the_numbers_are() -> None:
     low, high = float(whisker[1]), float(whisker[2])
     assert high == pytest.approx(dots[1], abs=0.1) and low == pytest.approx(float(mark[1]), abs=0.1)
     assert dots[0] == pytest.approx(low + (high - low) / 3, abs=0.2)
+
+
+def test_runs_keep_their_colours_where_some_are_missing() -> None:
+    rows = [{"metric": m, "value": 0.1, "low": 0.0, "high": 0.2, "kind": "method", "name": n, "bundle": n, "about": ""}
+            for n in ("b", "stranger") for m in ("scene_error/sky", "scene_error")]  # fmt: skip
+    rows.append({**rows[0], "value": 0.01, "kind": "ceiling", "name": "truth", "bundle": ""})
+    drawn = results_section(pd.DataFrame(rows).assign(setting="x"), ["a", "b"]).content
+    assert re.findall(r'<g class="(c\d)">', drawn) == ["c1", "c2"] and "c0" not in drawn
+    assert re.findall(r'<span class="(c\d)"><i class="swatch"></i>(\w+)', drawn) == [("c1", "b"), ("c2", "stranger")]
+    assert drawn.count('class="mark dotted"') == 1 and "dotted: truth" in drawn
 
 
 def test_axes_take_numbers_words_and_gaps() -> None:

@@ -27,7 +27,7 @@ def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"store": store.uri, "domains": ("sunny", "night"), "size": 32}
     own = preset("munit:tiny", name="own", data=data, model={"width": 8, "critic_width": 8})
     other = preset("cyclegan:tiny", name="a-name-that-is-much-too-long-" * 3, data=data, model={"width": 8})
-    bundles = [run_folder(folder / name, run, store) for name, run in (("own", own), ("other", other))]
+    bundles = [run_folder(folder / name, run, store) for name, run in (("a", own), ("b", other))]
     pd.concat([rows_of(bundle, scale) for scale, bundle in enumerate(bundles, 1)]).to_parquet(
         folder / "results.parquet", index=False
     )

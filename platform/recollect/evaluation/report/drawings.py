@@ -53,11 +53,11 @@ def dot_rows(rows: Sequence[Row], width: int = 760) -> str:
 
     Dots of one line stand a little below one another, so that intervals do not hide each other.
     """
-    runs = 1 + max((mark.run for row in rows for mark in row.marks if mark.run is not None), default=0)
+    present = sorted({mark.run for row in rows for mark in row.marks if mark.run is not None})
     ends = [end for row in rows for mark in row.marks for end in (mark.value, mark.low, mark.high) if math.isfinite(end)]
     low, high = min(*ends, 0.0), max(ends)
     high = high if high > low else low + 1
-    line = max(18.0, 7.0 * runs + 8)
+    line = max(18.0, 7.0 * len(present) + 8)
     left, right, base = _room([row.label for row in rows]), 24.0, 6 + line * len(rows)
 
     def at(value: float) -> float:
@@ -77,11 +77,10 @@ def dot_rows(rows: Sequence[Row], width: int = 760) -> str:
             said = f"<title>{escape(f'{mark.name}: {number(mark.value)}')}</title>"
             x = at(mark.value)
             if mark.run is None:
-                drawn += (
-                    f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 3:.1f}" y2="{top + line - 3:.1f}">{said}</line>'
-                )
+                stroke = f'x1="{x:.1f}" x2="{x:.1f}" y1="{top + 3:.1f}" y2="{top + line - 3:.1f}"'
+                drawn += f'<line class="mark{" dotted" * mark.ceiling}" {stroke}>{said}</line>'
                 continue
-            y = top + line * (mark.run + 1) / (runs + 1)
+            y = top + line * (present.index(mark.run) + 1) / (len(present) + 1)
             whisker = ""
             if math.isfinite(mark.low) and math.isfinite(mark.high):
                 whisker = f'<line class="whisker" x1="{at(mark.low):.1f}" x2="{at(mark.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'

@@ -85,12 +85,12 @@ def series(place: int) -> str:
     return f"c{place % (2 * SERIES)}"
 
 
-def key(names: Sequence[str]) -> str:
-    """Which colour is which run; nothing where there is one."""
+def key(names: Sequence[str], places: Sequence[int] | None = None) -> str:
+    """Which colour is which run; nothing where there is one. `places`: which runs of the page these are; None: all in order."""
     if len(names) < 2:
         return ""
     entries = ""
-    for place, name in enumerate(names):
+    for place, name in zip(places or range(len(names)), names, strict=True):
         dashed = " dashed" if place % (2 * SERIES) >= SERIES else ""
         entries += f'<span class="{series(place)}"><i class="swatch{dashed}"></i>{escape(name)}</span>'
     return f'<div class="key">{entries}</div>'

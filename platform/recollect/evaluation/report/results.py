@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,17 +29,18 @@ from recollect.evaluation.report.html import (
 MOST = 48  # parts of a family in a drawing; more are a table alone
 
 
-def section(frame: pd.DataFrame) -> Section:
-    """A table and its drawings for each setting (direction, split, number of pictures) that was measured."""
-    content = "".join(result(str(setting), own) for setting, own in frame.groupby("setting", sort=False))
+def section(frame: pd.DataFrame, runs: Sequence[str]) -> Section:
+    """A table and its drawings for each setting (direction, split, number of pictures) that was measured.
+
+    Args:
+        runs: the page's runs by name, each in its colour; what else was measured has the colours after them.
+    """
+    content = "".join(result(str(setting), own, runs) for setting, own in frame.groupby("setting", sort=False))
     return Section("Results", content)
 
 
-def result(caption: str, frame: pd.DataFrame) -> str:
-    """The rows of one setting; a frame of another kind as it is."""
-    if not {"metric", "value", "kind"} <= set(frame.columns):
-        return heading(caption) + plain_table(frame)
-    frame = frame.assign(**{name: frame.get(name, "") for name in ("bundle", "about")})
+def result(caption: str, frame: pd.DataFrame, runs: Sequence[str]) -> str:
+    """The rows of one setting."""
     wide = table(frame)
     memory = [name for name in wide.columns if (metric := known(name)) is None or metric.needs == "memory"]
     families = _families([name for name in wide.columns if name not in memory])
@@ -48,7 +49,7 @@ def result(caption: str, frame: pd.DataFrame) -> str:
     content = heading(caption)
     content += _wide_table(wide[deciding], frame) + _glossary(deciding, frame) if deciding else ""
     for family, members in families.items():
-        content += _by_part(family, members, frame, wide)
+        content += _by_part(family, members, frame, wide, runs)
     if memory:
         numbers = wide[memory].dropna(how="all").droplevel("kind").T.map(text_of).rename_axis("")
         wholes = numbers[[name in METRICS or known(str(name)) is None for name in numbers.index]]
@@ -70,7 +71,7 @@ def _families(names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _by_part(family: str, members: Sequence[str], frame: pd.DataFrame, wide: pd.DataFrame) -> str:
+def _by_part(family: str, members: Sequence[str], frame: pd.DataFrame, wide: pd.DataFrame, runs: Sequence[str]) -> str:
     """A family's parts as a drawing, methods in colours and baselines in grey, and as a table."""
     metric = known(family)
     assert metric is not None
@@ -80,24 +81,26 @@ def _by_part(family: str, members: Sequence[str], frame: pd.DataFrame, wide: pd.
     numbers = upright.droplevel("kind").rename(columns=lambda name: str(name).rpartition("/")[2]).T
     content = ""
     if len(members) <= MOST and (frame["kind"] == "method").any():
-        methods = [str(name) for name in dict.fromkeys(frame.loc[frame["kind"] == "method", "name"])]
+        judged = [str(name) for name in dict.fromkeys(frame.loc[frame["kind"] == "method", "name"])]
+        every = list(dict.fromkeys([*runs, *judged]))
+        methods = {name: every.index(name) for name in judged}
         first = list(dict.fromkeys(frame.loc[frame["kind"] == "baseline", "name"]))[:1]
         ceilings = list(dict.fromkeys(frame.loc[frame["kind"] == "ceiling", "name"]))[:1]
         rows = [Row(name.rpartition("/")[2], tuple(_marks(name, frame, methods, first, ceilings))) for name in members]
         fact = "whiskers: 95 % intervals over the pictures"
         fact += "".join(f"; grey stroke: {name}" for name in first) + "".join(f"; dotted: {name}" for name in ceilings)
-        content = key(methods) + charts([card(family, fact, dot_rows(rows), "scroll")], "full")
+        content = key(list(methods), list(methods.values())) + charts([card(family, fact, dot_rows(rows), "scroll")], "full")
     shown = plain_table(numbers.map(text_of).rename_axis(""))
     return title + (content + folded("As numbers, with all baselines", shown) if content else shown)
 
 
 def _marks(
-    name: str, frame: pd.DataFrame, methods: Sequence[str], baselines: Sequence[str], ceilings: Sequence[str]
+    name: str, frame: pd.DataFrame, methods: Mapping[str, int], baselines: Sequence[str], ceilings: Sequence[str]
 ) -> Iterable[Mark]:
     """What one part's line shows: the baseline and the ceiling beneath the methods."""
     rows = frame[frame["metric"] == name].drop_duplicates("name", keep="last").set_index("name")
     places: list[tuple[str, int | None]] = [(label, None) for label in [*baselines, *ceilings]]
-    for label, place in [*places, *((label, place) for place, label in enumerate(methods))]:
+    for label, place in [*places, *methods.items()]:
         if label in rows.index:
             row: Any = rows.loc[label]
             yield Mark(float(row["value"]), float(row["low"]), float(row["high"]), place, label, label in ceilings)

@@ -96,7 +96,7 @@ svg .over {{ paint-order: stroke; stroke: var(--card); stroke-width: 3px; }}
 details {{ margin: 8px 0; }} summary {{ cursor: pointer; color: var(--accent); }}
 pre {{ overflow-x: auto; padding: 12px; font-size: 12px; }}
 @media (max-width: 500px) {{ main {{ padding: 16px 12px 48px; }} h1 {{ font-size: 22px; }}
-  th:first-child {{ white-space: normal; overflow-wrap: anywhere; max-width: 42vw; min-width: 90px; }}
+  th:first-child {{ white-space: normal; overflow-wrap: anywhere; max-width: 42vw; min-width: 32vw; }}
   .charts {{ grid-template-columns: 1fr; }} figure img {{ max-width: none; width: 640px; }}
   .figures img {{ width: auto; min-width: 0; max-width: 820px; }} .chart.scroll svg {{ width: auto; min-width: 620px; }} }}
 @media print {{ nav {{ display: none; }} .box {{ max-height: none; }} .steps .frames > * {{ display: block; }} }}

@@ -121,6 +121,8 @@ def _memory(run: Source, studio: Studio) -> str:
 
 
 def _has_memory(run: Source, studio: Studio) -> bool:
+    if not hasattr(find_method(run.run.model.name), "stored_values"):  # not even opened
+        return False
     try:
         subject = studio.subject(run)
     except (ValueError, OSError):

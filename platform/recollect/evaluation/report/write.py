@@ -69,7 +69,7 @@ def write_report(
     found = find(places, tables)
     studio = Studio(store, split, rows, device, progress or (lambda text: None), index, library)
     parts = [
-        results.section(found.results),
+        results.section(found.results, [run.name for run in found.runs]),
         pictures_section(found.runs, studio),
         samples.section(found.runs),
         memory_section(found.runs, studio),
