@@ -203,7 +203,7 @@ class Translator:
 
 
 def _each_by_its_own(work: Sequence[tuple[BatchTranslator, Job]]) -> list[Done | Exception]:
-    """The jobs of each model together. (Ray makes batches of one name; a bundle may have been opened anew between two requests.)"""
+    """The jobs of each model together. (A batch of Ray is of one name, whose bundle may have been opened anew in between.)"""
     results: dict[int, Done | Exception] = {}
     for model in {id(model): model for model, _ in work}.values():
         own = [index for index, (theirs, _) in enumerate(work) if theirs is model]
