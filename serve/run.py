@@ -32,7 +32,7 @@ from recollect.retrieval.library import Library
 from recollect.trainable import Guided
 from serve import haproxy
 from serve.app import INGRESS_CPUS, build
-from serve.args import Args
+from serve.args import Args, checked_args
 from serve.guard import checked
 
 APPLICATION = "recollect"
@@ -158,8 +158,9 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
         further = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
         options = {**options, "bundles": further, "index": _index([uri, *further.values()], options.get("index", ""))}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options = {"cpus_per_replica": max(1, cores // int(options.get("replicas", 1))), **options}
-    return Args(bundle=uri, device=device, **options)
+        replicas = checked_args(bundle=uri, **options).replicas
+        options = {"cpus_per_replica": max(1, cores // replicas), **options}
+    return checked_args(bundle=uri, device=device, **options)
 
 
 def _index(bundles: Sequence[str], given: str) -> str:
