@@ -72,8 +72,12 @@ class Running:
         args = _args(bundle, self.args.device, self.local, {**kept, **options})
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=self.logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        _wait_running(time.monotonic() + within_s, lambda: None)
+        deadline, wanted = time.monotonic() + within_s, open_bundle(args.bundle, verify=False).digest
+        _wait_running(deadline, lambda: None)
         self.args, self.card = args, _get(f"{self.url}/v1/model", self.token)
+        while self.card["digest"] != wanted and time.monotonic() < deadline:  # from a replica that was about to stop
+            time.sleep(0.2)
+            self.card = _get(f"{self.url}/v1/model", self.token)
 
     def stop(self) -> None:
         """Finish the requests under way, and end every process that `start` started. May be called twice."""
