@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import stat
 import sys
@@ -85,6 +86,10 @@ def environment(folder: Path, program: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        # A connection that ends before an answer began is tried at another ingress: whatever is asked twice is answered alike.
+        # Only what fits into the buffer can be sent again; the rest is closed, as a caller then sees.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # one is far from busy at what a translator can answer
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
@@ -95,7 +100,7 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
     """A script that Ray Serve starts in place of HAProxy: it edits the configuration, and becomes HAProxy.
 
     Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
-    text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, it ends with its parent.
+    text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, a watcher ends it.
     """
     edits = (
         f"s/bind :{metrics}$/bind 127.0.0.1:{metrics}/",
@@ -110,11 +115,21 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
             f'  if [ "$before" = -f ]; then sed -i {shlex.quote("; ".join(edits))} "$word"; fi',
             '  before="$word"',
             "done",
-            f'command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM {shlex.quote(program)} "$@"',
+            "while kill -0 $PPID && kill -0 $$; do sleep 1; done 2> /dev/null && kill $$ 2> /dev/null &",
             f'exec {shlex.quote(program)} "$@"',
             "",
         ]
     )
+
+
+def sweep(folder: Path) -> None:
+    """End what is left of a HAProxy whose files are in `folder`: watchers, and workers of a manager that did not end well."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder / "haproxy") in (process / "cmdline").read_text():
+                os.kill(int(process.name), signal.SIGKILL)
+        except (OSError, UnicodeDecodeError):
+            continue
 
 
 def free_ports(count: int) -> tuple[int, ...]:

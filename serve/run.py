@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,18 +26,21 @@ import ray.serve
 import torch
 
 from recollect.bundle import absolute, open_bundle
+from recollect.config import find_method
 from recollect.retrieval.guided import open_pipeline
 from recollect.retrieval.library import Library
+from recollect.trainable import Guided
 from serve import haproxy
 from serve.app import INGRESS_CPUS, build
-from serve.args import Args
+from serve.args import Args, checked_args
 from serve.guard import checked
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
-NO_METRICS = {  # Ray's own pages, which would be on all addresses whatever the server listens on; ours is /metrics
-    "AUTOSCALER_METRIC_PORT": "-1",
+ENVIRONMENT = {  # of Ray's processes
+    "AUTOSCALER_METRIC_PORT": "-1",  # Ray's own pages would be on all addresses, whatever the server listens on; ours is /metrics
     "DASHBOARD_METRIC_PORT": "-1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine a proxy that starts is killed at 5 s, again and again
 }
 CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours
 
@@ -69,8 +72,12 @@ class Running:
         args = _args(bundle, self.args.device, self.local, {**kept, **options})
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=self.logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        _wait_running(time.monotonic() + within_s, lambda: None)
+        deadline, wanted = time.monotonic() + within_s, open_bundle(args.bundle, verify=False).digest
+        _wait_running(deadline, lambda: None)
         self.args, self.card = args, _get(f"{self.url}/v1/model", self.token)
+        while self.card["digest"] != wanted and time.monotonic() < deadline:  # from a replica that was about to stop
+            time.sleep(0.2)
+            self.card = _get(f"{self.url}/v1/model", self.token)
 
     def stop(self) -> None:
         """Finish the requests under way, and end every process that `start` started. May be called twice."""
@@ -114,7 +121,7 @@ def start(
         admin_token: who sends this one may also change the index; empty: nobody.
         insecure: listen beyond this machine without a token.
         check: called between the steps of starting; whatever it raises ends the start, cleans up, and comes out here.
-        options: further fields of `serve.app.Args` (replicas, max_batch_size, limits, ...).
+        options: further fields of `serve.args.Args` (replicas, max_batch_size, limits, ...).
 
     Raises:
         ValueError: no such bundle, an unknown option, a port in use, or a host beyond this machine without a token; before
@@ -152,24 +159,28 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
     uri = os.fspath(bundle)
     if local:
         uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
-        options = {**options, "index": _index(uri, options.get("index", ""))}
-        options["bundles"] = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
-        for further in options["bundles"].values():
-            open_pipeline(further)
+        further = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
+        options = {**options, "bundles": further, "index": _index([uri, *further.values()], options.get("index", ""))}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options = {"cpus_per_replica": max(1, cores // int(options.get("replicas", 1))), **options}
-    return Args(bundle=uri, device=device, **options)
+        replicas = checked_args(bundle=uri, **options).replicas
+        options = {"cpus_per_replica": max(1, cores // replicas), **options}
+    return checked_args(bundle=uri, device=device, **options)
 
 
-def _index(uri: str, given: str) -> str:
-    """The index that a bundle is served with: the one given, or the one that its run was trained with.
+def _index(bundles: Sequence[str], given: str) -> str:
+    """The index that bundles are served with: the one given, or the one that the first guided one was trained with.
 
-    A bundle that does not open, or an index that is not its own, says so here, in one line, and not from a replica's log.
+    A bundle that does not open, or an index that is not that of all that are guided, says so here, in one line, and not from a
+    replica's log.
     """
-    pipeline = open_pipeline(uri, index=absolute(given))
-    if isinstance(pipeline.search, Library):
-        return absolute(given) or absolute(open_bundle(uri, verify=False).run.data.index)
-    return ""
+    index = absolute(given)
+    for uri in bundles:
+        opened = open_bundle(uri)
+        guided = issubclass(find_method(opened.run.model.name), Guided)
+        pipeline = open_pipeline(opened, index=index if guided or len(bundles) == 1 else "")
+        if isinstance(pipeline.search, Library):
+            index = index or absolute(opened.run.data.index)
+    return index
 
 
 def require_free(host: str, port: int) -> None:
@@ -224,9 +235,10 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
         prefix="rcl-", dir="/tmp" if os.path.isdir("/tmp") else None
     )  # short: it holds Unix sockets (107 bytes)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    undo.callback(haproxy.sweep, Path(folder))
     undo.callback(ray.shutdown, wait_for_processes=True)
     environment = haproxy.environment(Path(folder), proxy) if proxy else {}
-    with _handlers_kept(), haproxy.environ({**environment, **NO_METRICS}):
+    with _handlers_kept(), haproxy.environ({**environment, **ENVIRONMENT}):
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence
