@@ -55,6 +55,7 @@ class Front:
         self.further = frozenset(further)  # the models that are not in every replica's memory
         self.translator, self.shards, self.limits, self.guard = translator, tuple(shards), limits, guard
         self.time_limit_s, self.meter = time_limit_s, Meter()
+        self._peers: DeploymentHandle | None = None
 
     async def asked(self, method: str, *arguments: Any, model: str = "", seconds: float | None = None, tries: int = 3) -> Any:
         """What the translator answers; its refusals, and Ray Serve's, are raised as ApiError.
@@ -83,6 +84,13 @@ class Front:
                 return await asyncio.wait_for(handle.remote(*arguments), until - asyncio.get_running_loop().time())
             except TimeoutError:
                 raise errors.too_slow(limit) from None
+
+    def peers(self) -> DeploymentHandle:
+        """All ingress replicas, this one among them."""
+        if self._peers is None:
+            own = ray.serve.get_replica_context()
+            self._peers = ray.serve.get_deployment_handle(own.deployment, own.app_name)
+        return self._peers
 
     async def measured(self) -> list[Any]:
         """The samples of this replica."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import stat
 import sys
@@ -95,7 +96,7 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
     """A script that Ray Serve starts in place of HAProxy: it edits the configuration, and becomes HAProxy.
 
     Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
-    text, is a 503 in the one form of our errors.
+    text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, a watcher ends it.
     """
     edits = (
         f"s/bind :{metrics}$/bind 127.0.0.1:{metrics}/",
@@ -110,10 +111,21 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
             f'  if [ "$before" = -f ]; then sed -i {shlex.quote("; ".join(edits))} "$word"; fi',
             '  before="$word"',
             "done",
+            "while kill -0 $PPID && kill -0 $$; do sleep 1; done 2> /dev/null && kill $$ 2> /dev/null &",
             f'exec {shlex.quote(program)} "$@"',
             "",
         ]
     )
+
+
+def sweep(folder: Path) -> None:
+    """End what is left of a HAProxy whose files are in `folder`: watchers, and workers of a manager that did not end well."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder / "haproxy") in (process / "cmdline").read_text():
+                os.kill(int(process.name), signal.SIGKILL)
+        except (OSError, UnicodeDecodeError):
+            continue
 
 
 def free_ports(count: int) -> tuple[int, ...]:

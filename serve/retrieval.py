@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import ray.serve
 import torch
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from recollect.config import Data
@@ -31,6 +32,7 @@ from serve.metrics import Meter
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 ASK_S = 30.0  # a search that takes longer is given up
+PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # between the tries of one question
 TRIES = 20  # of a search whose parts are at versions that have none in common: a reader that was away for long
 GONE = "gone"  # instead of an answer: that version is no longer open here
 
@@ -294,11 +296,11 @@ class RemoteIndex:
 
 
 async def _patiently(method: Any, *question: Any) -> Any:
-    """Ask a retriever whose queue may be full: a picture half translated waits, rather than being thrown away."""
-    for pause in (0.02, 0.05, 0.1, 0.2, 0.4):
+    """Ask retrievers of which one may end, or be busy: a picture that is half translated waits, rather than being thrown away."""
+    for pause in PAUSES_S:
         try:
             return await method.remote(*question)
-        except BackPressureError:
+        except (BackPressureError, RayActorError, ReplicaUnavailableError):
             await asyncio.sleep(pause)
     return await method.remote(*question)
 

@@ -35,9 +35,10 @@ from serve.guard import checked
 
 APPLICATION = "recollect"
 OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third of the machine's memory
-NO_METRICS = {  # Ray's own pages, which would be on all addresses whatever the server listens on; ours is /metrics
-    "AUTOSCALER_METRIC_PORT": "-1",
+ENVIRONMENT = {  # of Ray's processes
+    "AUTOSCALER_METRIC_PORT": "-1",  # Ray's own pages would be on all addresses, whatever the server listens on; ours is /metrics
     "DASHBOARD_METRIC_PORT": "-1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine a proxy that starts is killed at 5 s, again and again
 }
 CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours
 
@@ -224,9 +225,10 @@ def _connect(undo: contextlib.ExitStack, address: str, dashboard: bool, args: Ar
         prefix="rcl-", dir="/tmp" if os.path.isdir("/tmp") else None
     )  # short: it holds Unix sockets (107 bytes)
     undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    undo.callback(haproxy.sweep, Path(folder))
     undo.callback(ray.shutdown, wait_for_processes=True)
     environment = haproxy.environment(Path(folder), proxy) if proxy else {}
-    with _handlers_kept(), haproxy.environ({**environment, **NO_METRICS}):
+    with _handlers_kept(), haproxy.environ({**environment, **ENVIRONMENT}):
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2 * math.ceil(_cpus(args))),  # with too few, Ray would wait for more in silence

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Any
 
-import ray.serve
 from fastapi import APIRouter
 from fastapi.responses import Response
 
@@ -87,9 +86,7 @@ PROMETHEUS: Responses = {
 @router.get("/metrics", summary="Measures for Prometheus", response_class=Response, responses=PROMETHEUS)
 async def measures(front: At) -> Response:
     """Latency by stage, batch sizes, queues, reads of memory items, errors: of all replicas, with their names as labels."""
-    own = ray.serve.get_replica_context()
-    fronts = ray.serve.get_deployment_handle(own.deployment, own.app_name)
-    parts = await asyncio.gather(*[_measured(handle) for handle in (fronts, front.translator, *front.shards)])
+    parts = await asyncio.gather(*[_measured(handle) for handle in (front.peers(), front.translator, *front.shards)])
     if not parts[0]:  # the others cannot be reached; this one is here
         parts[0] = [await front.measured()]
     return Response(metrics.page(sample for part in parts for sample in part), media_type="text/plain; version=0.0.4")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import stat
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,45 @@ def test_nobody_listens_to_the_world_without_a_token(tmp_path: Path, host: str) 
         run.start(tmp_path, host, token=TOKEN)
     with pytest.raises(ValueError, match="every node of the cluster"):
         run.start(write_bundle(tmp_path / "b"), address="10.0.0.1:6379")
+
+
+def test_haproxy_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    wrapper = haproxy.environment(tmp_path, "/bin/sleep")["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    start = f"import subprocess, time; print(subprocess.Popen([{wrapper!r}, '60']).pid, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            proxy = int(parent.stdout.readline())
+            assert eventually(lambda: running(proxy) == "/bin/sleep")
+            time.sleep(1.2)  # the watcher has looked
+            assert running(proxy) == "/bin/sleep"
+        finally:
+            parent.kill()
+        assert eventually(lambda: not running(proxy))
+
+
+def test_what_is_left_of_haproxy_is_swept(tmp_path: Path) -> None:
+    wrapper = haproxy.environment(tmp_path, sys.executable)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    words = [wrapper, "-c", "import time; time.sleep(60)", str(tmp_path / "haproxy" / "haproxy.cfg")]
+    with subprocess.Popen(words) as proxy:
+        assert eventually(lambda: running(proxy.pid) == sys.executable)
+        haproxy.sweep(tmp_path)
+        assert proxy.wait(10) == -signal.SIGKILL
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.05)
+    return holds()
+
+
+def running(pid: int) -> str:
+    """What a process is; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+    except OSError:
+        return ""
 
 
 def test_haproxy_keeps_its_own_ports_on_this_machine(tmp_path: Path) -> None:

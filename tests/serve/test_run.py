@@ -166,6 +166,24 @@ def test_sigterm_while_starting_leaves_nothing(tmp_path: Path) -> None:
         end(server, seen)
 
 
+@pytest.mark.slow
+def test_a_server_that_is_killed_leaves_no_proxy(tmp_path: Path) -> None:
+    """Ray's processes notice that their driver is gone; HAProxy by itself would stay, and keep its ports."""
+    port = free_port()
+    server, below = launch(write_bundle(tmp_path), port, tmp_path), dict[int, str]()
+    try:
+        output_until(server, "Ctrl-C")
+        below = processes_below(server.pid)
+        server.kill()
+        until = time.monotonic() + 60
+        while still_there(below) and time.monotonic() < until:
+            time.sleep(0.5)
+        assert still_there(below) == []
+        run.require_free("127.0.0.1", port)
+    finally:
+        end(server, below)
+
+
 def test_a_port_in_use_is_told_before_ray_starts(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path)
     with socket.socket() as taken:
