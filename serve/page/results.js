@@ -6,7 +6,7 @@ import { readIndexed } from "./indexed.js";
 import { blobOf } from "./picture.js";
 
 const MASKED = [251, 191, 36]; // amber
-const MODES = { slider: "Compare", side: "Side by side", memory: "Memory", mask: "Mask" };
+const MODES = { slider: "Compare", side: "Both", memory: "Memory", mask: "Mask" };
 
 /** Shows answers; `selected(index)` is called when another sample is chosen. */
 export class Stage {
@@ -69,7 +69,7 @@ export class Stage {
   #modes() {
     const there = { slider: true, side: true, memory: this.map, mask: this.answer.extras.attention_masks };
     if (!there[this.mode]) this.mode = "slider";
-    const choices = Object.keys(MODES).filter((mode) => there[mode]).map((mode) => ({ value: mode, label: MODES[mode] }));
+    const choices = Object.keys(MODES).filter((mode) => there[mode]).map((mode) => ({ value: mode, label: MODES[mode], title: mode === "side" ? "Side by side" : "" }));
     const legend = $("modes").querySelector("legend");
     $("modes").replaceChildren(legend, ...radios("mode", choices, this.mode, (mode) => {
       this.mode = mode;
