@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,9 @@ class Translator:
         library = self._library if self.shards else None
         model = await asyncio.to_thread(BatchTranslator, bundle, self.device, self.max_pixels, library, self.meter)
         model.name = name or model.name
-        self.meter.models.labels(model.name).set(1)
+        loaded = self.meter.models.labels(model.name)
+        loaded.inc()
+        weakref.finalize(model, loaded.dec)
         return model
 
     def _library(self, data: Data, embedder: str) -> Library:
@@ -103,8 +106,7 @@ class Translator:
                 now = time.perf_counter()
                 for _, _, asked in work:
                     self.meter.stages.labels("queue").observe(now - asked)
-                model = work[0][0]  # Ray makes batches of one multiplexed model each
-                return await asyncio.to_thread(model.translate, [job for _, job, _ in work])
+                return await asyncio.to_thread(_each_by_its_own, [(model, job) for model, job, _ in work])
         finally:
             self.idle.set()
 
@@ -198,6 +200,15 @@ class Translator:
     def check_health(self) -> None:
         """Called by Ray Serve; a replica that raises here is replaced."""
         self.model.check()
+
+
+def _each_by_its_own(work: Sequence[tuple[BatchTranslator, Job]]) -> list[Done | Exception]:
+    """The jobs of each model together. (A batch of Ray is of one name, whose bundle may have been opened anew in between.)"""
+    results: dict[int, Done | Exception] = {}
+    for model in {id(model): model for model, _ in work}.values():
+        own = [index for index, (theirs, _) in enumerate(work) if theirs is model]
+        results.update(zip(own, model.translate([work[index][1] for index in own]), strict=True))
+    return [results[index] for index in range(len(work))]
 
 
 def _version(model: BatchTranslator) -> str:

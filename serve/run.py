@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,10 @@ import ray.serve
 import torch
 
 from recollect.bundle import absolute, open_bundle
+from recollect.config import find_method
 from recollect.retrieval.guided import open_pipeline
 from recollect.retrieval.library import Library
+from recollect.trainable import Guided
 from serve import haproxy
 from serve.app import INGRESS_CPUS, build
 from serve.args import Args
@@ -115,7 +117,7 @@ def start(
         admin_token: who sends this one may also change the index; empty: nobody.
         insecure: listen beyond this machine without a token.
         check: called between the steps of starting; whatever it raises ends the start, cleans up, and comes out here.
-        options: further fields of `serve.app.Args` (replicas, max_batch_size, limits, ...).
+        options: further fields of `serve.args.Args` (replicas, max_batch_size, limits, ...).
 
     Raises:
         ValueError: no such bundle, an unknown option, a port in use, or a host beyond this machine without a token; before
@@ -153,24 +155,27 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
     uri = os.fspath(bundle)
     if local:
         uri = uri if "://" in uri else os.path.abspath(uri)  # replicas work in another folder
-        options = {**options, "index": _index(uri, options.get("index", ""))}
-        options["bundles"] = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
-        for further in options["bundles"].values():
-            open_pipeline(further)
+        further = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
+        options = {**options, "bundles": further, "index": _index([uri, *further.values()], options.get("index", ""))}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options = {"cpus_per_replica": max(1, cores // int(options.get("replicas", 1))), **options}
     return Args(bundle=uri, device=device, **options)
 
 
-def _index(uri: str, given: str) -> str:
-    """The index that a bundle is served with: the one given, or the one that its run was trained with.
+def _index(bundles: Sequence[str], given: str) -> str:
+    """The index that bundles are served with: the one given, or the one that the first guided one was trained with.
 
-    A bundle that does not open, or an index that is not its own, says so here, in one line, and not from a replica's log.
+    A bundle that does not open, or an index that is not that of all that are guided, says so here, in one line, and not from a
+    replica's log.
     """
-    pipeline = open_pipeline(uri, index=absolute(given))
-    if isinstance(pipeline.search, Library):
-        return absolute(given) or absolute(open_bundle(uri, verify=False).run.data.index)
-    return ""
+    index = absolute(given)
+    for uri in bundles:
+        opened = open_bundle(uri)
+        guided = issubclass(find_method(opened.run.model.name), Guided)
+        pipeline = open_pipeline(opened, index=index if guided or len(bundles) == 1 else "")
+        if isinstance(pipeline.search, Library):
+            index = index or absolute(opened.run.data.index)
+    return index
 
 
 def require_free(host: str, port: int) -> None:

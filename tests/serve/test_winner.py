@@ -12,7 +12,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from recollect import cli
-from serve import winner
+from serve import run, winner
 from serve.app import build
 from serve.guard import digest_of
 from tests.serve.guided import write_guided
@@ -50,6 +50,19 @@ def test_its_index_is_the_one_that_it_was_trained_with(storage: Path, tmp_path: 
     assert winner.index_of(str(guided.bundle), "") == str(guided.index)
     assert winner.index_of(str(guided.bundle), "s3://bucket/index") == "s3://bucket/index"
     assert winner.index_of(str(storage / "winner"), "") == ""
+
+
+def test_what_a_server_is_given_is_checked_before_it_starts(storage: Path, tmp_path: Path) -> None:
+    guided, other = write_guided(tmp_path / "guided"), write_guided(tmp_path / "other", name="other")
+    plain = str(storage / "winner")
+    assert run._index([str(guided.bundle)], "") == str(guided.index)
+    assert run._index([plain, str(guided.bundle)], "") == str(guided.index)
+    assert run._index([str(guided.bundle), plain, str(other.bundle)], "") == str(guided.index)  # of the same weights
+    assert run._index([plain], "") == ""
+    with pytest.raises(ValueError, match="no neighbours guide"):
+        run._index([plain], str(guided.index))
+    with pytest.raises(ValueError, match="there is no index"):
+        run._index([str(guided.bundle)], str(tmp_path / "nothing"))
 
 
 def test_what_is_written_is_what_serve_deploy_takes(
