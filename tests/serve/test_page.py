@@ -170,7 +170,7 @@ def test_attributes_masks_and_neighbours(site: Site, browser: Any) -> None:
 def test_by_keyboard_alone(site: Site, browser: Any) -> None:
     with visiting(browser, site.url, token=TOKEN) as page:
         choosers: list[Any] = []
-        page.on("filechooser", choosers.append)  # early: it takes a moment until the browser tells
+        page.on("filechooser", lambda chooser: choosers.append(chooser))  # early: it takes a moment until the browser tells
         streets(page)
         page.evaluate("document.activeElement.blur()")
 
