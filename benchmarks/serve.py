@@ -129,7 +129,7 @@ def pinned() -> dict[str, float]:
             for task in (folder / "task").iterdir():
                 os.sched_setaffinity(int(task.name), cores)
             if name.startswith("ray::ServeReplica:recollect:"):
-                kind = name.split(":")[4].split()[0].split("#")[0]
+                kind = name.split(":")[4].split()[0].split("#")[0].split(".")[0]
                 memory[kind] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
         except (OSError, ProcessLookupError):
             continue

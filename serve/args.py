@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from recollect.config import did_you_mean
 from serve.guard import Guard
 from serve.schema import MAX_NAME, Limits
 
 Digest = Annotated[str, Field(pattern=re.compile(r"^([0-9a-f]{64})?$"), description="SHA-256 of a token, in hex; empty: none")]
+
+
+def checked_args(**given: Any) -> Args:
+    """`Args` of what a user gave. Raises ValueError, in one line, for what is none or cannot be."""
+    try:
+        return Args(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        raise ValueError(f"there is no argument {name!r} of a server{did_you_mean(name, Args.model_fields)}")
+    told = first["msg"].removeprefix("Value error, ")
+    raise ValueError(f"{name} is {first['input']!r}: {told}" if name else told)
 
 
 class Args(Limits):

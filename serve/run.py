@@ -32,7 +32,7 @@ from recollect.retrieval.library import Library
 from recollect.trainable import Guided
 from serve import haproxy
 from serve.app import INGRESS_CPUS, build
-from serve.args import Args
+from serve.args import Args, checked_args
 from serve.guard import checked
 
 APPLICATION = "recollect"
@@ -72,8 +72,12 @@ class Running:
         args = _args(bundle, self.args.device, self.local, {**kept, **options})
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=self.logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        _wait_running(time.monotonic() + within_s, lambda: None)
+        deadline, wanted = time.monotonic() + within_s, open_bundle(args.bundle, verify=False).digest
+        _wait_running(deadline, lambda: None)
         self.args, self.card = args, _get(f"{self.url}/v1/model", self.token)
+        while self.card["digest"] != wanted and time.monotonic() < deadline:  # from a replica that was about to stop
+            time.sleep(0.2)
+            self.card = _get(f"{self.url}/v1/model", self.token)
 
     def stop(self) -> None:
         """Finish the requests under way, and end every process that `start` started. May be called twice."""
@@ -158,8 +162,9 @@ def _args(bundle: str | os.PathLike[str], device: str, local: bool, options: dic
         further = {name: absolute(str(path)) for name, path in options.get("bundles", {}).items()}
         options = {**options, "bundles": further, "index": _index([uri, *further.values()], options.get("index", ""))}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options = {"cpus_per_replica": max(1, cores // int(options.get("replicas", 1))), **options}
-    return Args(bundle=uri, device=device, **options)
+        replicas = checked_args(bundle=uri, **options).replicas
+        options = {"cpus_per_replica": max(1, cores // replicas), **options}
+    return checked_args(bundle=uri, device=device, **options)
 
 
 def _index(bundles: Sequence[str], given: str) -> str:

@@ -12,7 +12,7 @@ from pyarrow import fs
 from recollect.bundle import absolute, filesystem_of, list_bundles, open_bundle
 from recollect.config import find_method
 from recollect.trainable import Guided
-from serve.args import Args
+from serve.args import checked_args
 
 WINNER = "winner"
 TEMPLATE = Path(__file__).with_name("config.yaml")
@@ -54,7 +54,7 @@ def config(bundle: str, port: int, insecure: bool = False, **options: Any) -> st
     Raises ValueError for arguments that are none, and where a stranger could ask.
     """
     content = yaml.safe_load(TEMPLATE.read_text())
-    args = Args(**{**content["applications"][0]["args"], "bundle": bundle, **options})
+    args = checked_args(**{**content["applications"][0]["args"], "bundle": bundle, **options})
     if not (args.token_sha256 or insecure):
         raise ValueError(
             "the file would open the endpoint to everybody who reaches the cluster; set RECOLLECT_TOKEN, or --insecure"

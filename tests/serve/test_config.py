@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from recollect.config import resolve
 from serve.app import build
-from serve.args import Args
+from serve.args import Args, checked_args
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
 
@@ -43,6 +43,22 @@ def test_the_file_shows_every_argument_at_its_default(application: Any) -> None:
 def test_serve_checks_arguments(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         call_user_app_builder_with_args_if_necessary(build, {"bundle": "x", **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"replica": "2"}, "there is no argument 'replica' of a server; did you mean 'replicas'"),
+        ({"replicas": "0"}, "replicas is '0': Input should be greater than or equal to 1"),
+        ({"shards": 2}, "shards are parts of the index, and none is named"),
+        ({"replicas": 3, "max_replicas": 2}, "max_replicas is 2, below replicas"),
+        ({"bundles": {"": "x"}}, "bundles"),
+    ],
+)
+def test_users_are_told_in_one_line(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        checked_args(bundle="x", **wrong)
+    assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def test_capacity_follows_the_batch() -> None:

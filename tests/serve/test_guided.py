@@ -16,6 +16,7 @@ from serve.batch import BatchTranslator
 from serve.work import Done, Job, Pixels, Wish
 from tests.serve.conftest import painted
 from tests.serve.guided import NEIGHBOURS, SIZE, write_guided
+from tests.serve.translators import write_mguit
 from trainables.gmm_unit import CELEBA
 
 BLACK, BLOND, BROWN, MALE, YOUNG = CELEBA
@@ -124,3 +125,15 @@ def test_a_fusion_that_replaces_the_content_has_no_strength(tmp_path: Path) -> N
     paper = BatchTranslator(str(write_guided(tmp_path, fusion="paper").bundle))
     refusal = paper.refusal(Wish(strength=0.5))
     assert "strength" not in paper.guides and refusal is not None and refusal.code == "no_strength"
+
+
+@pytest.mark.parametrize("strength", [torch.tensor([1.5]), torch.tensor([-0.1]), torch.tensor(0.5), torch.zeros(2)])
+def test_a_strength_is_a_number_from_0_to_1_for_each_picture(translator: BatchTranslator, strength: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"guide\.strength is 1 numbers from 0 to 1"):
+        translator.pipeline(torch.zeros(1, 3, SIZE, SIZE), "faces", guide=Guide(strength=strength))
+
+
+def test_a_method_without_neighbours_refuses_a_strength_by_name(tmp_path: Path) -> None:
+    memory = BatchTranslator(str(write_mguit(tmp_path)))
+    with pytest.raises(ValueError, match="mguit does not take the guide 'strength'"):
+        memory.pipeline(torch.zeros(1, 3, 64, 64), "night", guide=Guide(strength=torch.ones(1)))
