@@ -100,7 +100,9 @@ const megapixels = (count) => (count >= 1e5 ? `${+(count / 1e6).toFixed(1)} mega
 
 async function given(file) {
   complain(null);
+  const before = state.original;
   state.original = await Picture.of(file);
+  if (before) URL.revokeObjectURL(before.url);
   if (!state.card) return;
   state.stage.before(state.original);
   $("go").disabled = false;
