@@ -348,7 +348,7 @@ def _welcome(running: Running) -> str:
     return "\n".join(
         [
             f"{card['name']} ({card['method']}: {', '.join(card['domains'])}) is served at {running.url}",
-            f"documentation: {running.url}/docs",
+            f"the page: {running.url}/ (documentation: {running.url}/docs)",
             f"try: curl -f{sent} -F image=@picture.png -F 'target={target}' -o translated.png {running.url}/v1/translate",
             "Ctrl-C stops it",
         ]

@@ -183,7 +183,7 @@ function classes(counts, wanted, thumbnails, changed) {
 /** Pictures of memory items beside the sliders that choose them: those of the target domain. */
 class Thumbnails {
   constructor(wanted) {
-    Object.assign(this, { wanted, found: new Map(), shown: [] });
+    Object.assign(this, { wanted, found: new Map(), urls: new Map(), shown: [] });
   }
 
   /** What /v1/items told. */
@@ -199,7 +199,9 @@ class Thumbnails {
       const item = this.found.get(`${label}/${number()}`);
       const picture = item?.thumbnails[this.wanted.target];
       image.hidden = !picture;
-      if (picture) Object.assign(image, { src: URL.createObjectURL(blobOf(picture, "image/png")), alt: `What item ${number() + 1} of ${label} is nearest to` });
+      if (!picture) return;
+      if (!this.urls.has(picture)) this.urls.set(picture, URL.createObjectURL(blobOf(picture, "image/png")));
+      Object.assign(image, { src: this.urls.get(picture), alt: `What item ${number() + 1} of ${label} is nearest to` });
     };
     this.shown = this.shown.filter((each) => each.image.isConnected || each.image === image);
     this.shown.push({ image, show });

@@ -76,7 +76,7 @@ async function start(model = "") {
   const { card } = state;
   state.wanted = initial(card, targets, model);
   document.title = `${card.name} · Recollect`;
-  $("about").textContent = [card.name, card.method].join(" · ");
+  $("about").textContent = card.models.length > 1 ? card.method : `${card.name} · ${card.method}`;
   $("about").title = `bundle ${card.digest}`;
   $("model").hidden = card.models.length < 2;
   options($("model"), card.models.map((name) => [name, name]), model || card.models[0]);
@@ -100,7 +100,9 @@ const megapixels = (count) => (count >= 1e5 ? `${+(count / 1e6).toFixed(1)} mega
 
 async function given(file) {
   complain(null);
+  const before = state.original;
   state.original = await Picture.of(file);
+  if (before) URL.revokeObjectURL(before.url);
   if (!state.card) return;
   state.stage.before(state.original);
   $("go").disabled = false;

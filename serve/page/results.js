@@ -6,12 +6,12 @@ import { readIndexed } from "./indexed.js";
 import { blobOf } from "./picture.js";
 
 const MASKED = [251, 191, 36]; // amber
-const MODES = { slider: "Compare", side: "Side by side", memory: "Memory", mask: "Mask" };
+const MODES = { slider: "Compare", side: "Both", memory: "Memory", mask: "Mask" };
 
 /** Shows answers; `selected(index)` is called when another sample is chosen. */
 export class Stage {
   constructor(selected) {
-    Object.assign(this, { classes: {}, selected, mode: "slider", answer: null, index: 0, urls: [] });
+    Object.assign(this, { classes: {}, selected, mode: "slider", answer: null, index: 0, urls: [], found: [] });
     $("split").addEventListener("input", () => this.#split());
     $("opacity").addEventListener("input", () => this.#opacity());
     this.#split();
@@ -51,8 +51,8 @@ export class Stage {
   }
 
   #forget() {
-    for (const url of this.urls) URL.revokeObjectURL(url);
-    Object.assign(this, { urls: [], answer: null });
+    for (const url of [...this.urls, ...this.found]) URL.revokeObjectURL(url);
+    Object.assign(this, { urls: [], found: [], answer: null });
     $("after").querySelector("img").removeAttribute("src");
     for (const id of ["gallery", "actions", "command", "legend", "opacity-row", "neighbours"]) $(id).hidden = true;
     $("overlay").hidden = true;
@@ -69,7 +69,7 @@ export class Stage {
   #modes() {
     const there = { slider: true, side: true, memory: this.map, mask: this.answer.extras.attention_masks };
     if (!there[this.mode]) this.mode = "slider";
-    const choices = Object.keys(MODES).filter((mode) => there[mode]).map((mode) => ({ value: mode, label: MODES[mode] }));
+    const choices = Object.keys(MODES).filter((mode) => there[mode]).map((mode) => ({ value: mode, label: MODES[mode], title: mode === "side" ? "Side by side" : "" }));
     const legend = $("modes").querySelector("legend");
     $("modes").replaceChildren(legend, ...radios("mode", choices, this.mode, (mode) => {
       this.mode = mode;
@@ -172,9 +172,10 @@ export class Stage {
     const found = this.answer.extras.neighbours?.[this.index];
     $("neighbours").hidden = !found?.length;
     if (!found) return;
+    for (const url of this.found.splice(0)) URL.revokeObjectURL(url);
     const rows = found.map(({ id, distance, thumbnail }) => {
       const image = element("img", { alt: `Neighbour ${id}` });
-      if (thumbnail) image.src = URL.createObjectURL(blobOf(thumbnail, "image/png"));
+      if (thumbnail) this.found.push((image.src = URL.createObjectURL(blobOf(thumbnail, "image/png"))));
       return element("li", {}, image, element("span", { title: id }, id), element("span", {}, distance === null ? "drawn at random" : `distance ${distance.toFixed(2)}`));
     });
     $("neighbours").querySelector("ol").replaceChildren(...rows);

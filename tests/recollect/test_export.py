@@ -31,8 +31,8 @@ NAMES, CLASSES = ("sunny", "night"), ("background", "car")
 SMALL: dict[str, dict[str, Any]] = {
     "mguit": {"width": 8, "content_blocks": 1, "generator_blocks": 1, "memory": {"value_dim": 8}},
     "munit": {"width": 8, "content_blocks": 1, "generator_blocks": 1},
-    "drit": {"width": 8, "content_blocks": 1, "generator_blocks": 1},
-    "unit": {"width": 8, "content_blocks": 1, "generator_blocks": 1},
+    "drit": {"width": 8, "content_blocks": 1, "generator_blocks": 2},
+    "unit": {"width": 8},
     "cyclegan": {"width": 8},
     "gmm_unit": {"width": 8, "content_blocks": 1, "generator_blocks": 1, "dims": 2},
     "rg_unit": {

@@ -29,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from recollect import bundle
+from recollect.client import AsyncClient, Client, ServerError
 from recollect.pipeline import Pipeline
 from serve import run
 from serve.app import api
@@ -187,6 +188,27 @@ def test_health_and_docs(server: Server) -> None:
     assert form["image"]["format"] == "binary" and form["samples"]["maximum"] == 8 and "description" in form["random_style"]
     assert {"200", "413", "415", "422", "500", "503"} <= set(translate["responses"])
     assert "/v1/model" in schema["paths"] and "TranslateAnswer" in schema["components"]["schemas"]
+
+
+def test_both_clients_get_what_http_gives(server: Server) -> None:
+    image = painted()
+    sent = server.post(encoded(image), samples="2", seed="5", format="webp").json()
+
+    async def awaited() -> tuple[bytes, ...]:
+        async with AsyncClient(server.url, trust_env=False) as client:
+            return (await client.translate(image, "night", samples=2, seed=5, format="webp")).encoded
+
+    with Client(server.url, trust_env=False) as client:
+        answer = client.translate(np.asarray(image), "night", samples=2, seed=5, format="webp", memory_map=True)
+        assert answer.seeds == (5, 6) and answer.format == "webp" and answer.digest == sent["digest"]
+        for made, other, text in zip(answer.encoded, asyncio.run(awaited()), sent["images"], strict=True):
+            assert np.abs(pixels(made) - pixels(base64.b64decode(text))).max() <= 1
+            assert np.abs(pixels(made) - pixels(other)).max() <= 1
+        assert answer.memory_map is not None and answer.memory_map.shape == (10, 12) and answer.cell == 4
+        assert client.model()["name"] == "tinted" and client.domains()["domains"] == list(DOMAINS.names) and client.items() == []
+        with pytest.raises(ServerError, match="did you mean 'night'") as raised:
+            client.translate(image, "nigth")
+        assert (raised.value.status, raised.value.code) == (422, "unknown_domain") and raised.value.hint
 
 
 # --- batches

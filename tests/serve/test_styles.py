@@ -28,7 +28,9 @@ from serve import run
 from serve.batch import BatchTranslator
 from serve.describe import card
 from serve.work import ClassStyles, Done, Job, Wish
+from tests.browser import chromium, needs_chromium
 from tests.serve.conftest import encoded, painted
+from tests.serve.site import downloaded, give, translated, visiting
 from tests.serve.translators import STREETS, write_bundle, write_mguit
 
 ITEMS = {"background": 10, "car": 5, "person": 3, "sign": 2}
@@ -358,3 +360,17 @@ def test_the_card_and_the_documentation_tell(server: Server) -> None:
     }
     assert server.json(sent).status_code == 200  # the example is one that works
     assert server.form(content["multipart/form-data"]["schema"]["properties"]["styles"]["examples"][0]).status_code == 200
+
+
+@needs_chromium
+def test_the_page_translates_class_by_class(server: Server, tmp_path: Path) -> None:
+    """The page's other tests are in test_page.py, which are slow; this one shares the endpoint."""
+    picture = tmp_path / "street.png"
+    picture.write_bytes(encoded(painted()))
+    with chromium() as browser, visiting(browser, server.url) as page:
+        give(page, picture)
+        plain = downloaded(page)
+        car = page.get_by_role("group", name="Style of car").get_by_label("car")
+        answer = translated(page, lambda: car.select_option("item"))
+        assert far(downloaded(page), expected(server.pipeline, painted(), {"car": Item(item=0)}, None)) <= 1
+        assert far(downloaded(page), plain) > 1 and answer["seeds"] is None

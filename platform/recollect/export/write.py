@@ -105,7 +105,8 @@ def _readme(about: dict[str, Any], use: str) -> str:
     stride, names = about["stride"], list(about["inputs"])
     inputs = ", ".join(names) if about["format"] == "torch-export" else ", ".join(f'"{name}": {name}' for name in names)
     worst = ", ".join(f"{name} {far:.1e}" for name, far in about["parity"]["largest_difference"].items())
-    return f"""# {about["name"]}: {about["source"]} to {about["target"]}
+    direction = "" if about["source"] == about["target"] else f": {about['source']} to {about['target']}"
+    return f"""# {about["name"]}{direction}
 
 `{about["method"]}`, exported from the bundle {about["bundle"][:16]} by recollect {about["recollect"]}. All numbers are float32.
 
