@@ -67,6 +67,7 @@ def search(arguments: argparse.Namespace) -> None:
     from recollect.evaluation.evaluate import append, evaluate, show
     from recollect.training.session import suit
 
+    searching.aims_of(arguments)
     storage = arguments.storage if "://" in arguments.storage else os.path.abspath(arguments.storage)
     if not arguments.store:
         print("no --store given: searching the streets world, sunny to night")
