@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from recollect.cluster import Cluster
     from recollect.config import Run
     from recollect.data.store import Store
-    from recollect.search.goals import Mode
+    from recollect.search.goals import Goal, Mode
     from recollect.search.tune import Outcome
 
 
@@ -96,16 +96,13 @@ def search(
     Raises ValueError where nothing can judge the trials, and as `recollect.search.tune.search` does.
     """
     from recollect.config import overlay
-    from recollect.search.goals import COSTS, goal, parse_limits
     from recollect.search.known import known_settings
     from recollect.search.space import choose
     from recollect.search.tune import Search, confirm
     from recollect.search.tune import search as run_search
     from recollect.training.session import judge_of
 
-    aims = [goal(name, mode) for mode, name in arguments.aims]
-    if aims and aims[0].name in COSTS:
-        raise ValueError(f"{aims[0].name} is a cost: name a metric first, which chooses the checkpoints and the winner")
+    aims, limits = aims_of(arguments)
     if aims:
         run = overlay(run, {"evaluation.metric": aims[0].name})
     judge = judge_of(run, store)
@@ -121,7 +118,7 @@ def search(
         directory=directory,
         mode=judge.mode,
         goals=tuple(aims) if len(aims) > 1 else (),
-        limits=parse_limits(arguments.limit),
+        limits=limits,
         start=known_settings(arguments.start, choose(run, over)),
         scheduler=arguments.scheduler,
         workers=workers,
@@ -136,6 +133,21 @@ def search(
         outcome = confirm(plan, outcome, seeds, arguments.final_steps)
     print(f"\n{outcome.summary}")
     return outcome
+
+
+def aims_of(arguments: argparse.Namespace) -> tuple[list[Goal], dict[str, float]]:
+    """What the arguments steer by, and the limits that they set; asked before a cluster is, because they may be wrong.
+
+    Raises ValueError for names and directions that do not exist, and for a cost as the first or only aim.
+    """
+    from recollect.search.goals import COSTS, goal, parse_limits
+
+    aims = [goal(name, mode) for mode, name in arguments.aims]
+    if aims and aims[0].name in COSTS:
+        raise ValueError(f"{aims[0].name} is a cost: name a metric first, which chooses the checkpoints and the winner")
+    if len(aims) > 1 and arguments.scheduler == "pbt":
+        raise ValueError("pbt is for one objective; take the scheduler asha, and several are traded off by NSGA-II")
+    return aims, parse_limits(arguments.limit)
 
 
 def _aim(mode: Mode | None, name: str) -> tuple[Mode | None, str]:

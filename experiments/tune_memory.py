@@ -4,8 +4,9 @@
     ray submit cluster.yaml experiments/tune_memory.py             a cluster
     python experiments/tune_memory.py --store s3://bucket/init --workers-per-trial 4 --trials 64
 
-Without --store it draws and searches the streets world, sunny to night. Trials are judged on the validation split; the winner is
-read on the test split once, at the end. Results: <storage>/trials.parquet, <storage>/winner (a bundle), <storage>/test.parquet.
+Without --store it draws and searches the streets world, sunny to night. Trials are judged on the validation split; the best
+settings are retrained with several seeds beside those that the search began from, and the winner is read on the test split once,
+at the end. Results, below --storage: trials.parquet, final.parquet, summary.md, winner (a bundle), test.parquet.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def search(arguments: argparse.Namespace) -> None:
     from recollect.evaluation.evaluate import append, evaluate, show
     from recollect.training.session import suit
 
+    searching.aims_of(arguments)
     storage = arguments.storage if "://" in arguments.storage else os.path.abspath(arguments.storage)
     if not arguments.store:
         print("no --store given: searching the streets world, sunny to night")
@@ -83,7 +85,8 @@ def search(arguments: argparse.Namespace) -> None:
     frame = evaluate(outcome.winner, uri, split="test")
     append(f"{storage}/test.parquet", frame)
     show(frame)
-    print(f"winner: {outcome.winner}\ntrials: {storage}/trials.parquet\nstudy:  optuna-dashboard {storage}/study.journal")
+    print(f"winner: {outcome.winner}\ntrials: {storage}/trials.parquet, {storage}/summary.md")
+    print(f"study:  optuna-dashboard {storage}/study.journal")
 
 
 def _has(run: object, pattern: str) -> bool:

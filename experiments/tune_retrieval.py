@@ -85,6 +85,7 @@ def search(arguments: argparse.Namespace) -> None:
     from recollect.retrieval.embed import build_index
     from recollect.training.session import suit
 
+    searching.aims_of(arguments)
     storage = arguments.storage if "://" in arguments.storage else os.path.abspath(arguments.storage)
     if not arguments.store:
         print("no --store given: searching on the faces world")

@@ -182,6 +182,19 @@ def search(
     over: Annotated[list[str] | None, typer.Option(help="Fields or globs to search (repeat).")] = None,
     trials: int = 24,
     steps: int = 600,
+    objective: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC", help="Steer by this, in its own direction; several are traded off.")
+    ] = None,
+    minimise: Annotated[list[str] | None, typer.Option(metavar="METRIC", help="The same, for what is better lower.")] = None,
+    maximise: Annotated[list[str] | None, typer.Option(metavar="METRIC", help="The same, for what is better higher.")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="COST=NUMBER", help="At most so many parameters, or seconds_per_step (repeat).")
+    ] = None,
+    start: Annotated[
+        list[str] | None, typer.Option(metavar="PLACE", help="Begin with what a trials.parquet, a JSON file or a bundle says.")
+    ] = None,
+    scheduler: Annotated[str, typer.Option(help="`asha`, `pbt` or `none`.")] = "asha",
+    seeds: Annotated[int, typer.Option(help="Of the final, in which the best settings meet those it began from; 0: none.")] = 3,
     workers_per_trial: int = 1,
     storage: Annotated[str, typer.Option(help="Where results go.")] = "runs/search",
     address: Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")] = "local",
@@ -191,6 +204,8 @@ def search(
     """Search settings with Ray Tune, Optuna and ASHA.
 
     recollect search mguit:tiny --store runs/photos --over 'weights.*' --trials 16\n
+    recollect search mguit:tiny --minimise scene_error --maximise class_found --limit parameters=2e6\n
+    recollect search mguit:tiny --over 'weights.*' --start runs/search/trials.parquet --storage runs/search-2\n
     recollect search mguit:tiny --fields
     """
     from recollect.config import find_run, overlay, resolve
@@ -202,7 +217,9 @@ def search(
         return
     arguments = ["--method", what, "--store", store, "--trials", str(trials), "--steps", str(steps), "--storage", storage]
     arguments += ["--workers-per-trial", str(workers_per_trial), *(["--address", address] if address else [])]
-    arguments += [word for name in over or [] for word in ("--over", name)]
+    arguments += ["--scheduler", scheduler, "--seeds", str(seeds)]
+    repeated = {"over": over, "objective": objective, "minimise": minimise, "maximise": maximise, "limit": limit, "start": start}
+    arguments += [word for option, values in repeated.items() for value in values or [] for word in (f"--{option}", value)]
     arguments += [word for change in changes or [] for word in ("--set", change)] + (["--resume"] if resume else [])
     code = resolve("experiments.tune_memory:main")(arguments)
     raise typer.Exit(code)

@@ -243,6 +243,10 @@ def test_the_catalogue_and_the_searchable_fields_are_shown(call: Call) -> None:
     ("words", "says"),
     [
         ("train mguit:tiny", r"which pictures\? give data\.store="),
+        ("search --minimise class_found", r"class_found is better when it is higher: --maximise it"),
+        ("search --objective scene_eror", r"did you mean 'scene_error'\?"),
+        ("search --objective parameters", r"parameters is a cost: name a metric first"),
+        ("search --limit speed=3", r"one of parameters, seconds_per_step"),
         ("train mguit:tiny data.store={tmp}/nowhere", r"nowhere"),
         ("train mguit:tiny data.store={store} engine.stesp=3", r"did you mean 'steps'\?"),
         ("train mguit:tiny data.store={store} model.width=many", r"model\.width: .*'many'"),
