@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pandas as pd
@@ -26,6 +27,8 @@ from recollect.bundle import open_bundle
 from recollect.data.store import Store
 from tests.cluster.conftest import ADDRESSES, HOSTS_SH, NAMES, Hosts
 
+TOKEN = "a-token-of-this-test-alone"
+SERVE = "recollect serve $RECOLLECT_STORAGE/winner --address auto --host 0.0.0.0"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
@@ -67,7 +70,7 @@ def test_the_winner_is_served_from_the_cluster(hosts: Hosts, submitted: str) -> 
     store = Store.open(hosts.storage / "streets-64")
     picture = store.record(store.ids("test", "sunny")[0]).image
     serving = subprocess.Popen(
-        ["ray", "exec", str(hosts.config), "recollect serve $RECOLLECT_STORAGE/winner --address auto --host 0.0.0.0"],
+        ["ray", "exec", str(hosts.config), f"RECOLLECT_TOKEN={TOKEN} {SERVE}"],
         **hosts.terminal(),
         stdin=subprocess.PIPE,
     )
@@ -80,12 +83,13 @@ def test_the_winner_is_served_from_the_cluster(hosts: Hosts, submitted: str) -> 
             said += line
         url = f"http://{ADDRESSES[0]}:8000"
         assert f"is served at {url}" in said, said
-        answer = httpx.post(
-            f"{url}/v1/translate", files={"image": picture}, data={"target": "night"}, timeout=60, trust_env=False
-        )
+        asked: dict[str, Any] = {"files": {"image": picture}, "data": {"target": "night"}, "timeout": 60, "trust_env": False}
+        assert httpx.post(f"{url}/v1/translate", **asked).status_code == 401  # a stranger's
+        known = {"headers": {"Authorization": f"Bearer {TOKEN}"}}
+        answer = httpx.post(f"{url}/v1/translate", **asked, **known)
         assert answer.status_code == 200, answer.text
         assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
-        card = httpx.get(f"{url}/v1/model", timeout=60, trust_env=False).json()
+        card = httpx.get(f"{url}/v1/model", timeout=60, trust_env=False, **known).json()
         assert card["digest"] == open_bundle(hosts.storage / "winner").digest
         assert serving.stdin is not None
         serving.stdin.write("\x03")  # Ctrl-C, which ssh carries to the terminal there
@@ -166,7 +170,7 @@ Typed one after the other; both ended with exit code 0. The script waited for th
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-- `recollect serve $RECOLLECT_STORAGE/winner --address auto --host 0.0.0.0` on the head: {hosts.notes["served"]}.
+- `{SERVE}` on the head, with a token,: {hosts.notes["served"]}.
 - A second search, without ASHA: {hosts.notes["died"]}.
 - A driver without the cluster's token did not get in.
 
