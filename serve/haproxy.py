@@ -86,6 +86,10 @@ def environment(folder: Path, program: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        # A connection that ends before an answer began is tried at another ingress: whatever is asked twice is answered alike.
+        # Only what fits into the buffer can be sent again; the rest is closed, as a caller then sees.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # one is far from busy at what a translator can answer
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
