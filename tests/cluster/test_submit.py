@@ -85,7 +85,7 @@ def test_the_winner_is_served_from_the_cluster(hosts: Hosts, submitted: str) -> 
         assert f"is served at {url}" in said, said
         asked: dict[str, Any] = {"files": {"image": picture}, "data": {"target": "night"}, "timeout": 60, "trust_env": False}
         assert httpx.post(f"{url}/v1/translate", **asked).status_code == 401  # a stranger's
-        known = {"headers": {"Authorization": f"Bearer {TOKEN}"}}
+        known: dict[str, Any] = {"headers": {"Authorization": f"Bearer {TOKEN}"}}
         answer = httpx.post(f"{url}/v1/translate", **asked, **known)
         assert answer.status_code == 200, answer.text
         assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
