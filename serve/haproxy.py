@@ -115,7 +115,8 @@ def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
             f'  if [ "$before" = -f ]; then sed -i {shlex.quote("; ".join(edits))} "$word"; fi',
             '  before="$word"',
             "done",
-            "while kill -0 $PPID && kill -0 $$; do sleep 1; done 2> /dev/null && kill $$ 2> /dev/null &",
+            """parent() { sed 's/.*) //' /proc/$$/stat | cut -d ' ' -f 2; }""",  # another one as soon as ours has died
+            '{ while [ "$(parent)" = $PPID ]; do sleep 1; done; kill $$; } < /dev/null > /dev/null 2>&1 &',  # holds no pipe
             f'exec {shlex.quote(program)} "$@"',
             "",
         ]
