@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from recollect.bundle import open_bundle
@@ -31,6 +32,7 @@ def write_folders(folder: Path, count: int = 14) -> None:
     (folder / "train" / "sunny" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
 
 
+@pytest.mark.slow  # a minute; CI runs it by name
 def test_the_line_runs_on_folders_through_to_the_served_picture(tmp_path: Path) -> None:
     write_folders(tmp_path / "photos")
     out = tmp_path / "demo"  # the demo gets it as a relative path, as users do

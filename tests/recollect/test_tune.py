@@ -177,7 +177,7 @@ def test_what_cannot_be_searched_is_refused_with_what_can(run: Run, tmp_path: Pa
         search(Search(run, OVER, trials=1, directory=str(tmp_path / "x"), workers=16))
     with pytest.raises(ValueError, match="cannot share a GPU"):
         Search(run, OVER, trials=1, directory=str(tmp_path), workers=2, gpus=0.5)
-    with pytest.raises(ValueError, match="changes its shapes: model.memory.items_per_class.car"):
+    with pytest.raises(ValueError, match="change its shapes: model.memory.items_per_class.car"):
         Search(run, OVER, trials=1, directory=str(tmp_path), scheduler="pbt")
     with pytest.raises(ValueError, match="alone is the objective"):
         Search(run, OVER, trials=1, directory=str(tmp_path), goals=(goal("scene_error"),))
