@@ -8,9 +8,7 @@ of the size that is fastest for it. `--case NAME` measures one case; results are
     python -m benchmarks.serve --case tiny-64
 """
 
-from __future__ import annotations
-
-import argparse
+import argparse  # no future annotations: FastAPI reads those of `answer`, which is pickled without what only they name
 import asyncio
 import json
 import os
