@@ -7,7 +7,7 @@ docs/results/index.md, and prints JSON.
     python -m benchmarks.speed                                         about 15 minutes on one core
     python -m benchmarks.speed --only steps --sizes 64 --batches 1 8
     python -m benchmarks.speed --only released --released ../released  beside the authors' code
-    python -m benchmarks.speed --only ladder --device cuda             fp32, bf16, channels_last, compiled
+    python -m benchmarks.speed --only ladder --device cuda             fp32, bf16, channels_last
 """
 
 from __future__ import annotations
@@ -111,8 +111,6 @@ def _ladder(arguments: argparse.Namespace) -> tuple[str, str, Any]:
         "fp32": {},
         "bf16": {"precision": "bf16"},
         "bf16, channels_last": {"precision": "bf16", "channels_last": True},
-        "bf16, compiled": {"precision": "bf16", "compile": True},
-        "bf16, channels_last, compiled": {"precision": "bf16", "channels_last": True, "compile": True},
     }
     rows, said = [], {}
     for method in arguments.methods:
@@ -126,7 +124,7 @@ def _ladder(arguments: argparse.Namespace) -> tuple[str, str, Any]:
             said[name] = _plain(times)
             first = times["fp32"].median
             rows += [[name, rung, f"{first / time.median:.2f}", f"{time.median * 1e3:.0f}"] for rung, time in times.items()]
-    return "What precision, layout and compiling give", table(["step", "as", "times as fast", "ms"], rows), said
+    return "What precision and layout give", table(["step", "as", "times as fast", "ms"], rows), said
 
 
 def _released(arguments: argparse.Namespace) -> tuple[str, str, Any]:

@@ -489,11 +489,6 @@ class MGUIT(Translator):
         if after is not None and bool((self.memory.idle >= after).any()):
             self._revive(step, (self.memory.idle >= after).nonzero()[:, 0])
 
-    def compile_nets(self) -> None:
-        super().compile_nets()
-        for net in (self.content_encoder, self.generator):
-            net.together = torch.compile(net.together)  # type: ignore[assignment,method-assign]
-
     def health(self) -> dict[str, float]:
         return self.memory.health()
 

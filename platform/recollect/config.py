@@ -148,7 +148,6 @@ class Engine(Frozen):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0: none are kept
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     channels_last: bool = False
-    compile: bool = False  # the networks with torch.compile: minutes at the start, then faster steps on a GPU
     device: str = "auto"
     threads: int = 0  # torch threads a process; 0: torch's own choice
     mlflow: str = ""  # the address of an MLflow server that gets the numbers as well

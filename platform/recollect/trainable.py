@@ -164,14 +164,6 @@ class Trainable(nn.Module):
             self.get_submodule(net).eval()
         return self
 
-    def compile_nets(self) -> None:
-        """Let torch.compile make the networks faster, in place; parameters and their names stay what they are.
-
-        Here every child's forward. A method whose nets have other passes compiles those too.
-        """
-        for net in self.children():
-            net.compile()
-
     def frozen_digest(self) -> str:
         """SHA-256 of the frozen nets."""
         return weights_digest(*(self.get_submodule(net) for net in self.frozen))

@@ -105,9 +105,6 @@ class Trainer:
         self.ema: AveragedModel | None = None
         if run.engine.ema:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
-        if run.engine.compile:  # after the averaged model was copied, which is only judged
-            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, and says so
-            self.model.compile_nets()
         self.active = active(run.weights)
         self.phases = tuple(self.model.phases())
         for phase in self.phases:
