@@ -138,7 +138,9 @@ class Features(Trainable):
         return said[:, self.seen_modes[target] > 0].contiguous()
 
     def after_step(self, step: Step) -> None:
-        """Count which styles were seen."""
+        """Count which styles were learnt."""
+        if not step.wants("modes"):
+            return
         seen = torch.zeros_like(self.seen_modes)
         for index, batch in enumerate(step.batches):
             if batch.modes is not None:

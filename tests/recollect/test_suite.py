@@ -286,6 +286,16 @@ def test_what_was_measured_on_other_pictures_is_not_compared(place: Path, measur
     assert len(frame(sections)) and "* where" in markdown(sections)
 
 
+def test_a_bundle_of_the_same_name_that_nobody_chose_is_not_averaged_in(measured: Path) -> None:
+    whole = load(measured)
+    chosen = [str(whole.rows.loc[whole.rows["name"] == name, "bundle"].iloc[0]) for name in ("one-0", "wide")]
+    others = [frame[frame["name"] == "one-0"].assign(bundle="f" * 64) for frame in (whole.rows, whole.pictures)]
+    both = whole + Results(*(frame.assign(value=frame["value"] + 1) for frame in others))
+    (alone,), (beside,) = compare(whole, chosen), compare(both, chosen)
+    assert ("content_kept", "one-0") in beside.values and beside.values == alone.values
+    assert beside.differences == alone.differences
+
+
 def test_the_commands_say_what_they_did(place: Path, measured: Path, small: None, tmp_path: Path, call: Call) -> None:
     out = tmp_path / "results.parquet"
     words = ["--suite", "moments", "--features", place / "features", "--out", out]

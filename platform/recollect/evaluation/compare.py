@@ -61,9 +61,9 @@ def compare(results: Results, chosen: Sequence[str], parts: bool = False, beside
     found = []
     for _, where in first[SETTING].drop_duplicates().iterrows():
         here = results.of({name: where[name] for name in SETTING})
-        own = here.rows[here.rows["bundle"].isin(bundles) | (here.rows["kind"] != "method")]
-        if own.loc[own["kind"] == "method", "bundle"].map(labels).nunique() > 1:
-            found.append(_section(Results(own, here.pictures), labels, where, parts, beside))
+        rows, seen = (frame[frame["bundle"].isin(bundles) | (frame["kind"] != "method")] for frame in (here.rows, here.pictures))
+        if rows.loc[rows["kind"] == "method", "bundle"].map(labels).nunique() > 1:
+            found.append(_section(Results(rows, seen), labels, where, parts, beside))
     if not found:
         there = "; ".join(dict.fromkeys(_title(row) for _, row in first.iterrows()))
         raise ValueError(
@@ -88,8 +88,8 @@ def _labels(methods: pd.DataFrame, bundles: Sequence[str]) -> dict[str, str]:
     facts: Any = methods.drop_duplicates("bundle").set_index("bundle")  # pandas' stubs take a cell for anything
     groups: dict[tuple[str, ...], list[str]] = {}
     for digest in bundles:
-        config, steps = str(facts.at[digest, "config"]), str(facts.at[digest, "method"])
-        groups.setdefault((config, steps) if config else (digest,), []).append(digest)
+        config, method = str(facts.at[digest, "config"]), str(facts.at[digest, "method"])
+        groups.setdefault((config, method) if config else (digest,), []).append(digest)
     labels: dict[str, str] = {}
     for members in groups.values():
         seeds = [int(facts.at[digest, "seed"]) for digest in members]

@@ -183,7 +183,7 @@ def evaluate_detector(
         "method": opened.run.model.name,
         "about": f"{steps_of(opened)} steps",
         "seed": opened.run.seed,
-        "config": config_of(opened.run),
+        "config": config_of(opened),
         "source": "+".join(opened.run.data.domains),
         "target": "+".join(tested),
         "split": split,

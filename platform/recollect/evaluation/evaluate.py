@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from recollect.bundle import Bundle, open_bundle
-from recollect.config import Run, find_method, overlay, resolve
+from recollect.config import find_method, overlay, resolve
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
@@ -23,7 +23,7 @@ from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.results import COLUMNS, NO_SEED, Results, append, by_picture, nothing
 from recollect.evaluation.statistics import bounds, draw_pictures
-from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, judge, translate_all
+from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, halved, judge, translate_all
 from recollect.retrieval.guided import check_guided, open_pipeline
 from recollect.trainable import Trainable, Translator
 
@@ -153,14 +153,19 @@ def facts_of(opened: Bundle, store: Store, source: str, target: str, split: str,
     run = opened.run
     method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
     where = {"source": source, "target": target, "split": split, "pictures": pictures}
-    return {**method, **where, "bundle": opened.digest, "data": store.digest, "seed": run.seed, "config": config_of(run)}
+    return {**method, **where, "bundle": opened.digest, "data": store.digest, "seed": run.seed, "config": config_of(opened)}
 
 
-def config_of(run: Run) -> str:
-    """What runs that differ in nothing but their seed have in common: a digest of the rest, without names and places."""
-    config = overlay(run, {"name": "", "seed": 0, "data.store": "", "data.index": "", "data.library": ""}).model_dump(mode="json")
-    if "parent" in config["model"]:  # each seed has parents of its own
+def config_of(opened: Bundle) -> str:
+    """What runs that differ in nothing but their seed have in common: a digest of the rest, without names and places.
+
+    Of places the digest of the data stands for the store; each seed has parents and an index of its own.
+    """
+    nowhere = {"name": "", "seed": 0, "data.store": "", "data.index": "", "data.library": ""}
+    config = overlay(opened.run, nowhere).model_dump(mode="json")
+    if "parent" in config["model"]:
         config["model"]["parent"] = ""
+    config["data"]["store"] = opened.manifest["parents"].get("data", "")
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -199,8 +204,7 @@ def _cases(
 ) -> tuple[Cases, Cases | None]:
     """What is judged, and what baselines are fitted on (None where the store has no truth or no other pairs)."""
     _check_split(split)
-    halved: Literal[0] | None = 0 if split == "val" and store.manifest.truth else None
-    cases = gather(store, direction, split, size, pictures, short_side, halved)
+    cases = gather(store, direction, split, size, pictures, short_side, halved(store, split))
     if cases.truth is None or not all(store.ids("val", domain) for domain in direction):
         return cases, None
     fitting = gather(store, direction, "val", size, FITTING, short_side, 1 if split == "val" else None)

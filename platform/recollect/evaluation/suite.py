@@ -41,7 +41,7 @@ from recollect.evaluation.diversity import (
 from recollect.evaluation.extractors import Extractor, features_named, open_extractor, open_lpips
 from recollect.evaluation.frechet import Measurement, PictureSet, Stack, fid_and_kid, set_name
 from recollect.evaluation.own_features import OwnDistance, OwnFeatures
-from recollect.evaluation.validate import Judgement, gather
+from recollect.evaluation.validate import Judgement, gather, halved
 from recollect.pipeline import Pipeline
 from recollect.retrieval.guided import open_pipeline
 from recollect.trainable import AttributeWise, Translator
@@ -122,7 +122,8 @@ class Bench:
 
     def _by_direction(self) -> tuple[Asks, dict[str, tuple[PictureSet, PictureSet]]]:
         data, request = self.run.data, self.request
-        cases = gather(self.store, self.run.direction(), request.split, data.size, request.pictures, data.short_side)
+        cut = (data.size, request.pictures, data.short_side, halved(self.store, request.split))
+        cases = gather(self.store, self.run.direction(), request.split, *cut)
         return cases, {"": (Stack(cases.targets), Translations(self.pipeline, cases))}
 
     def _by_attribute(self) -> tuple[Asks, dict[str, tuple[PictureSet, PictureSet]]]:

@@ -89,6 +89,11 @@ class Cases:
         return torch.stack([rasterise(sample.boxes, sample.labels, size, stride) for sample in self.samples])
 
 
+def halved(store: Store, split: str) -> Literal[0] | None:
+    """Which half of a split is judged: of validation scenes with truth every second one, the others are for fitting baselines."""
+    return 0 if split == "val" and store.manifest.truth else None
+
+
 def gather(
     store: Store,
     direction: tuple[str, str],
