@@ -60,6 +60,7 @@ def evaluate(
     from recollect.evaluation.results import save
 
     where = store or open_bundle(bundle).run.data.store
+    _of_a_suite(suite, features=features != "inception", lpips=lpips, workers=workers, again=again, download=download)
     if not suite:
         result = measure(bundle, where, split, pictures, device=device, domains=domain, index=index, library=library)
         show(result.rows)
@@ -73,6 +74,13 @@ def evaluate(
     result = _measured(request, out or RESULTS, workers, address, again)
     show(result.rows)
     print(f"rows in {out or RESULTS}")
+
+
+def _of_a_suite(suite: str, **given: object) -> None:
+    """Raise ValueError for options that only a suite of scores reads, where there is none."""
+    idle = [f"--{name}" for name, value in given.items() if value]
+    if idle and not suite:
+        raise ValueError(f"{', '.join(idle)} would do nothing without a suite: say --suite quick, mguit or rg_unit")
 
 
 def compare(
@@ -106,6 +114,7 @@ def compare(
 
     if len(set(bundles)) < 2:
         raise ValueError("compare what with what? give two bundles or names, or more")
+    _of_a_suite(suite, features=features != "inception", lpips=lpips, workers=workers)
 
     def evaluated(place: str) -> None:
         where = store or open_bundle(place).run.data.store

@@ -274,6 +274,9 @@ def test_seeds_are_one_column_and_differences_are_paired(place: Path, measured: 
     code, _, error = call("compare", "one-0", "wdie", "--results", measured)
     assert code == 2 and "did you mean 'wide'" in error
     assert call("compare", "one-0", "--results", measured)[0] == 2
+    for command in (("compare", "one-0", "wide", "--results", measured), ("evaluate", place / "one-0")):
+        code, _, error = call(*command, "--workers", 2, "--lpips", "vgg")
+        assert code == 2 and "--lpips, --workers would do nothing without a suite" in error
 
 
 def test_what_was_measured_on_other_pictures_is_not_compared(place: Path, measured: Path, tmp_path: Path) -> None:
