@@ -183,6 +183,12 @@ def test_what_is_there_is_not_measured_again(place: Path, measured: Path, small:
     assert told.said == ["16 pictures from sunny to night were judged before", str(16 + 12 + 12)]
 
 
+def test_on_validation_scenes_the_scores_are_of_the_half_that_everything_is_judged_on(place: Path, small: None) -> None:
+    bench = Bench(request(place, split="val"))
+    rows = measure(place / "one-0", place / "store", "val").rows
+    assert set(rows["pictures"]) == {len(bench.asked.ids)} == {8}
+
+
 def test_what_cannot_be_measured_is_named_before_anything_is(place: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there is no suite 'mguti'; did you mean 'mguit'"):
         Bench(request(place, suite="mguti"))
