@@ -405,6 +405,26 @@ def test_runs_keep_their_colours_where_some_are_missing() -> None:
     assert drawn.count('class="mark dotted"') == 1 and "dotted: truth" in drawn
 
 
+def test_two_data_sets_with_as_many_pictures_have_a_table_each() -> None:
+    row = {
+        "metric": "scene_error",
+        "low": 0.0,
+        "high": 0.9,
+        "kind": "method",
+        "name": "a",
+        "bundle": "a",
+        "about": "",
+        "setting": "x",
+    }
+    rows = pd.DataFrame(
+        [{**row, "setting": "x", "data": "1" * 64, "value": 0.123}, {**row, "setting": "x", "data": "2" * 64, "value": 0.456}]
+    )
+    both = results_section(rows, ["a"]).content
+    assert "x, data 11111111" in both and "x, data 22222222" in both and "0.123" in both and "0.456" in both
+    one = results_section(rows[:1], ["a"]).content
+    assert "0.123" in one and ", data" not in one
+
+
 def test_axes_take_numbers_words_and_gaps() -> None:
     assert axis("a", [1, 2, None]).places == (0.0, 1.0, None)
     assert axis("a", ["nce", "none", "nce"]).ticks == ((0.0, "nce"), (1.0, "none"))

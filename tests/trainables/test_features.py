@@ -75,9 +75,7 @@ def test_styles_are_counted_and_only_those_that_were_seen_are_asked_for() -> Non
     assert logits.shape == (5, 2)
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(5))
     untaught = features()
-    untaught.after_step(
-        replace(step(own), active=ALL - {"modes"})
-    )  # without a weight nothing was learnt of styles: IS and CIS must not ask
+    untaught.after_step(replace(step(own), active=ALL - {"modes"}))  # without a weight nothing is learnt of styles
     assert not untaught.seen_modes.any()
     strange = (replace(own[0], modes=torch.full((6,), 99)), own[1])
     with pytest.raises(ValueError, match=r"style 99; set model.modes above it, not to 16"):

@@ -30,12 +30,18 @@ MOST = 48  # parts of a family in a drawing; more are a table alone
 
 
 def section(frame: pd.DataFrame, runs: Sequence[str]) -> Section:
-    """A table and its drawings for each setting (direction, split, number of pictures) that was measured.
+    """A table and its drawings for each setting (direction, split, number of pictures) that was measured, and each data set.
 
     Args:
         runs: the page's runs by name, each in its colour; what else was measured has the colours after them.
     """
-    content = "".join(result(str(setting), own, runs) for setting, own in frame.groupby("setting", sort=False))
+    content, frame = "", frame.reset_index(drop=True)
+    data = frame["data"].fillna("") if "data" in frame.columns else pd.Series("", frame.index)
+    for setting, here in frame.groupby("setting", sort=False):
+        digests = data[here.index].unique()
+        for digest in digests:
+            caption = f"{setting}, data {digest[:8]}" if len(digests) > 1 else str(setting)
+            content += result(caption, here[data[here.index] == digest], runs)
     return Section("Results", content)
 
 
