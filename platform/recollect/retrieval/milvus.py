@@ -22,6 +22,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ ENGINE = "engine.db"
 BATCH = 2000  # rows or ids a message: well below the 64 MB that gRPC takes
 QUERIES = 256
 LONGEST = 1024  # bytes of an id
+COPIES = 100  # of a changing engine, 0.1 s apart, before it is an error
 
 
 class MilvusIndex(Index):
@@ -212,7 +214,7 @@ class MilvusIndex(Index):
             if self._content is None:
                 self._content = sum(self._sum(page) for page in self._pages(self._fields)) % 2**256
             if self._folder is not None:
-                shutil.copytree(self._folder / ENGINE, directory / ENGINE, ignore=shutil.ignore_patterns("LOCK"))
+                _copy_at_rest(self._folder / ENGINE, directory / ENGINE)
             content = {
                 "back_end": self.back_end,
                 "dimension": self.dimension,
@@ -259,6 +261,40 @@ def _connect(uri: str) -> Any:
         return MilvusClient(uri, token=os.environ.get(TOKEN, ""))
     except MilvusException as error:
         raise ValueError(f"no Milvus answers at {uri} ({error.message}); its token is read from {TOKEN}") from None
+
+
+def _copy_at_rest(engine: Path, target: Path) -> None:
+    """Copy the files of an embedded engine, which merges its segments and builds their indexes on a thread of its own.
+
+    A copy counts when nothing changed while it was made. Indexes of segments stay behind: they are not written at once, and the
+    engine builds those that it lacks when a collection is loaded.
+    """
+    for _ in range(COPIES):
+        before = _files(engine)
+        try:
+            shutil.copytree(engine, target, ignore=shutil.ignore_patterns("LOCK", "indexes"))
+        except (shutil.Error, FileNotFoundError):  # a segment was merged away
+            pass
+        else:
+            if _files(engine) == before:
+                return
+        shutil.rmtree(target, ignore_errors=True)
+        time.sleep(0.1)
+    raise ValueError(f"the embedded Milvus kept changing its files in {engine} while they were copied; save the index again")
+
+
+def _files(engine: Path) -> list[tuple[str, int, int]]:
+    """The names, sizes and times of change of an engine's files, without the indexes of its segments."""
+    found = []
+    for folder, folders, names in os.walk(engine):
+        folders[:] = [name for name in folders if name != "indexes"]
+        for name in names:
+            try:
+                state = os.stat(os.path.join(folder, name))
+            except FileNotFoundError:
+                continue
+            found.append((os.path.join(folder, name), state.st_size, state.st_mtime_ns))
+    return sorted(found)
 
 
 def _free_row(client: Any, collection: str, known: int) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recollect.retrieval import milvus
 from recollect.retrieval.contract import cloud
 from recollect.retrieval.directory import Origin, change_index, open_index, open_version, read_manifest, write_index
 from recollect.retrieval.index import Index
@@ -111,3 +113,33 @@ def test_after_an_error_what_was_done_stays_and_is_said(path: Path, caplog: pyte
     assert content(path) == content(path.parent / "same")  # what was left behind counts
     drawn = [set(opened.draw(47, [seed])[0]) for seed in range(3)]  # no two of them have one number
     assert all(one == everything | {"x", "y"} for one in drawn)
+
+
+def test_an_embedded_engine_is_copied_when_it_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, stop = tmp_path / "engine.db", threading.Event()
+    (engine / "indexes").mkdir(parents=True)
+    (engine / "indexes" / "half.idx").write_bytes(b"")
+    (engine / "0.parquet").write_text("0")
+
+    def merge() -> None:
+        number = 0
+        while not stop.is_set():
+            (engine / f"{number + 1}.parquet").write_text(str(number + 1))
+            (engine / f"{number}.parquet").unlink()
+            number += 1
+
+    worker = threading.Thread(target=merge)
+    worker.start()
+    try:
+        monkeypatch.setattr(milvus, "COPIES", 3)
+        with pytest.raises(ValueError, match="kept changing"):
+            milvus._copy_at_rest(engine, tmp_path / "never")
+        assert not (tmp_path / "never").exists()
+        monkeypatch.setattr(milvus, "COPIES", 100)
+        later = threading.Timer(0.3, stop.set)
+        later.start()
+        milvus._copy_at_rest(engine, tmp_path / "copy")
+    finally:
+        stop.set()
+        worker.join()
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == sorted(path.name for path in engine.glob("*.parquet"))
