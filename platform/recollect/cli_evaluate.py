@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from recollect.bundle import Bundle
     from recollect.evaluation.measuring import Progress
     from recollect.evaluation.results import Results
     from recollect.evaluation.suite import Request
@@ -92,8 +94,14 @@ def compare(
     suite: Suite = "",
     features: Features = "inception",
     lpips: Lpips = "",
+    download: Download = False,
     workers: Workers = 0,
     address: Address = "local",
+    index: Annotated[
+        str, typer.Option(help="Of bundles that neighbours guide: where these are found; default: each one's own.")
+    ] = "",
+    library: Library = "",
+    device: str = "cpu",
     parts: Annotated[bool, typer.Option("--parts", help="Also by region, attribute, class.")] = False,
     beside: Annotated[bool, typer.Option("--beside", help="Also all baselines, and the ceiling.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Write the page to this file.")] = None,
@@ -107,23 +115,25 @@ def compare(
     recollect compare runs/mguit-*/best runs/drit-*/best --markdown runs/compared.md\n
     recollect compare mguit-night drit-night --results runs/results.parquet
     """
-    from recollect.bundle import open_bundle
     from recollect.evaluation import compare as comparing
     from recollect.evaluation.evaluate import measure
     from recollect.evaluation.results import load, save
 
-    if len(set(bundles)) < 2:
-        raise ValueError("compare what with what? give two bundles or names, or more")
-    _of_a_suite(suite, features=features != "inception", lpips=lpips, workers=workers)
+    _of_a_suite(suite, features=features != "inception", lpips=lpips, workers=workers, download=download)
+    guided: list[str] = []
 
-    def evaluated(place: str) -> None:
-        where = store or open_bundle(place).run.data.store
+    def evaluated(word: str, opened: Bundle, guide: Mapping[str, str]) -> None:
+        where = store or opened.run.data.store
+        guided.extend(guide)
         if suite:
-            _measured(_request(place, where, suite, split, pictures, features, lpips), results, workers, address, False)
+            request = _request(word, where, suite, split, pictures, features, lpips, download, device, **guide)
+            _measured(request, results, workers, address, False)
         else:
-            save(results, measure(place, where, split, pictures, lambda text: print(text, file=sys.stderr), known=load(results)))
+            save(results, measure(opened, where, split, pictures, _said, device, known=load(results), **guide))
 
-    chosen = [comparing.as_digest(word, evaluated) for word in bundles]
+    chosen = [comparing.as_subject(word, {"index": index, "library": library}, evaluated) for word in bundles]
+    if (index or library) and not guided:
+        raise ValueError("no neighbours guide any of these bundles; leave --index and --library out")
     sections = comparing.compare(load(results), chosen, parts, beside)
     for section in sections:
         for title, rows in comparing.tables(section):
@@ -136,6 +146,10 @@ def compare(
         parquet.parent.mkdir(parents=True, exist_ok=True)
         comparing.frame(sections).to_parquet(parquet)
         print(f"rows: {parquet}")
+
+
+def _said(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def metrics() -> None:

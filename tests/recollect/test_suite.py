@@ -20,7 +20,7 @@ from recollect.data.worlds import build_faces, build_streets
 from recollect.evaluation import suite as suites
 from recollect.evaluation.compare import compare, frame, markdown
 from recollect.evaluation.diversity import LPIPS_PROTOCOLS, Pairing, Sampling
-from recollect.evaluation.evaluate import evaluate, measure
+from recollect.evaluation.evaluate import config_of, evaluate, measure
 from recollect.evaluation.frechet import Stack, fid
 from recollect.evaluation.measuring import measure_suite
 from recollect.evaluation.metrics import METRICS, find_metric
@@ -283,6 +283,8 @@ def test_seeds_are_one_column_and_differences_are_paired(place: Path, measured: 
     for command in (("compare", "one-0", "wide", "--results", measured), ("evaluate", place / "one-0")):
         code, _, error = call(*command, "--workers", 2, "--lpips", "vgg")
         assert code == 2 and "--lpips, --workers would do nothing without a suite" in error
+    code, _, error = call("compare", place / "one-0", place / "wide", "--results", measured, "--index", "anywhere")
+    assert code == 2 and "no neighbours guide any of these bundles" in error
 
 
 def test_what_was_measured_on_other_pictures_is_not_compared(place: Path, measured: Path, tmp_path: Path) -> None:
@@ -293,6 +295,36 @@ def test_what_was_measured_on_other_pictures_is_not_compared(place: Path, measur
     sections = compare(whole, ["wide", "one-0"], parts=True)
     assert any(name == "scene_error/car" for name in sections[0].metrics) and sections[0].reference == "wide"
     assert len(frame(sections)) and "* where" in markdown(sections)
+
+
+def test_what_is_cut_otherwise_is_another_setting(place: Path, measured: Path, tmp_path: Path, call: Call) -> None:
+    """Its baselines too: in one table neither replaces the other."""
+    out, store = tmp_path / "results.parquet", Store.open(place / "store")
+    run = preset(
+        "munit:tiny", name="larger", data={"store": str(place / "store"), "domains": DOMAINS, "size": 32, "short_side": 40}
+    )
+    domains = domains_of(run, store)
+    write(tmp_path / "larger", run, domains, build(run, domains).state_dict())
+    save(out, load(measured))
+    code, _, error = call("compare", place / "one-0", tmp_path / "larger", "--results", out)
+    assert code == 2 and "16 test pictures of " in error and ", 32 px, and no other of these" in error
+    rows = load(out).rows
+    assert set(rows["cut"]) == {"32 px", "32 of 40 px"}
+    inputs = rows[(rows["name"] == "the input itself") & (rows["metric"] == "scene_error")]
+    assert len(inputs) == 2 and inputs["value"].nunique() == 2
+    old = rows.drop(columns=["cut", "index"])  # from before rows knew
+    old.to_parquet(tmp_path / "old.parquet")
+    assert set(load(tmp_path / "old.parquet").rows["cut"]) == {""}
+
+
+def test_runs_on_other_data_are_no_seeds_of_each_other(place: Path, tmp_path: Path) -> None:
+    facts = []
+    for name, seed, data in (("a", 0, "x"), ("b", 1, "x"), ("c", 1, "y")):
+        run = overlay(open_bundle(place / "one-0").run, {"name": name, "seed": seed})
+        domains = domains_of(run, Store.open(place / "store"))
+        write(tmp_path / name, run, domains, build(run, domains).state_dict(), parents={"data": data})
+        facts.append(config_of(open_bundle(tmp_path / name)))
+    assert facts[0] == facts[1] != facts[2]
 
 
 def test_a_bundle_of_the_same_name_that_nobody_chose_is_not_averaged_in(measured: Path) -> None:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from recollect.bundle import open_bundle
-from recollect.config import did_you_mean
-from recollect.evaluation.evaluate import KINDS
+from recollect.bundle import Bundle, open_bundle
+from recollect.config import did_you_mean, find_method
+from recollect.evaluation.evaluate import KINDS, guide_of
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.numbers import Numbers, cell, signed
-from recollect.evaluation.results import NO_SEED, Results
+from recollect.evaluation.results import NO_SEED, SETTING, Results
 from recollect.evaluation.statistics import Interval
+from recollect.trainable import Guided
 
 NOTHING = "the input itself"
-SETTING = ["data", "source", "target", "split", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -48,62 +48,87 @@ def compare(results: Results, chosen: Sequence[str], parts: bool = False, beside
 
     Args:
         results: what was measured.
-        chosen: digests of bundles (or how they begin), and names of runs.
+        chosen: digests of bundles (or how they begin), as `as_subject` writes them, and names of runs.
         parts: also the parts of metrics (regions, attributes).
         beside: also all baselines and ceilings; else doing nothing alone.
 
     Raises ValueError for what is not in the results, and where nothing was measured of two of them in one setting.
     """
+    results = Results(*(frame.assign(subject=_subjects(frame)) for frame in (results.rows, results.pictures)))
     methods = results.rows[results.rows["kind"] == "method"]
-    bundles = list(dict.fromkeys(digest for word in chosen for digest in _bundles(methods, word)))
-    labels = _labels(methods, bundles)
-    first = methods[methods["bundle"] == bundles[0]]
+    subjects = list(dict.fromkeys(subject for word in chosen for subject in _meant(methods, word)))
+    if len(subjects) < 2:
+        raise ValueError("compare what with what? give two bundles or names, or more")
+    labels = _labels(methods, subjects)
+    first = methods[methods["subject"] == subjects[0]]
     found = []
     for _, where in first[SETTING].drop_duplicates().iterrows():
         here = results.of({name: where[name] for name in SETTING})
-        rows, seen = (frame[frame["bundle"].isin(bundles) | (frame["kind"] != "method")] for frame in (here.rows, here.pictures))
-        if rows.loc[rows["kind"] == "method", "bundle"].map(labels).nunique() > 1:
+        rows, seen = (
+            frame[frame["subject"].isin(subjects) | (frame["kind"] != "method")] for frame in (here.rows, here.pictures)
+        )
+        if rows.loc[rows["kind"] == "method", "subject"].map(labels).nunique() > 1:
             found.append(_section(Results(rows, seen), labels, where, parts, beside))
     if not found:
         there = "; ".join(dict.fromkeys(_title(row) for _, row in first.iterrows()))
         raise ValueError(
-            f"{labels[bundles[0]]} was measured on {there}, and no other of these on the same pictures: evaluate them alike"
+            f"{labels[subjects[0]]} was measured on {there}, and no other of these on the same pictures: evaluate them alike"
         )
     return found
 
 
-def _bundles(methods: pd.DataFrame, word: str) -> list[str]:
-    """The digests that a word means."""
-    by_digest = methods[methods["bundle"].str.startswith(word)] if re.fullmatch("[0-9a-f]{6,64}", word) else methods[:0]
+def _subjects(frame: pd.DataFrame) -> pd.Series[str]:
+    """What was judged: a bundle, with the index that guided it if any; `digest` or `digest:digest`."""
+    return frame["bundle"] + frame["index"].where(frame["index"] == "", ":" + frame["index"])
+
+
+def _meant(methods: pd.DataFrame, word: str) -> list[str]:
+    """The subjects that a word means."""
+    is_digest = re.fullmatch("[0-9a-f]{6,64}(:[0-9a-f]{64})?", word)
+    by_digest = methods[methods["subject"].str.startswith(word)] if is_digest else methods[:0]
     found = by_digest if len(by_digest) else methods[methods["name"] == word]
     if not len(found):
         raise ValueError(
             f"{word!r} is neither a bundle nor a run in the table of results{did_you_mean(word, methods['name'].unique())}"
         )
-    return [str(digest) for digest in found["bundle"].unique()]
+    return [str(subject) for subject in found["subject"].unique()]
 
 
-def _labels(methods: pd.DataFrame, bundles: Sequence[str]) -> dict[str, str]:
-    """What to call each bundle: the same for runs that differ in their seed alone."""
-    facts: Any = methods.drop_duplicates("bundle").set_index("bundle")  # pandas' stubs take a cell for anything
+def _labels(methods: pd.DataFrame, subjects: Sequence[str]) -> dict[str, str]:
+    """What to call each subject: the same for runs that differ in their seed alone."""
+    facts: Any = methods.drop_duplicates("subject").set_index("subject")  # pandas' stubs take a cell for anything
     groups: dict[tuple[str, ...], list[str]] = {}
-    for digest in bundles:
-        config, method = str(facts.at[digest, "config"]), str(facts.at[digest, "method"])
-        groups.setdefault((config, method) if config else (digest,), []).append(digest)
+    for subject in subjects:
+        config, method = str(facts.at[subject, "config"]), str(facts.at[subject, "method"])
+        groups.setdefault((config, method, _guide(subject, subjects)) if config else (subject,), []).append(subject)
     labels: dict[str, str] = {}
     for members in groups.values():
-        seeds = [int(facts.at[digest, "seed"]) for digest in members]
+        seeds = [int(facts.at[subject, "seed"]) for subject in members]
         alike = members if len(set(seeds)) == len(seeds) else []
-        for digest in members:
-            own = str(facts.at[digest, "name"])
-            labels[digest] = _common([str(facts.at[other, "name"]) for other in alike]) or own if len(alike) > 1 else own
+        for subject in members:
+            own = str(facts.at[subject, "name"])
+            labels[subject] = _common([str(facts.at[other, "name"]) for other in alike]) or own if len(alike) > 1 else own
         if not alike:
-            labels |= {digest: f"{labels[digest]} {digest[:6]}" for digest in members}
+            labels |= {subject: f"{labels[subject]} {_short(subject, subjects)}" for subject in members}
     by_label: dict[str, set[tuple[str, ...]]] = {}
     for key, members in groups.items():
-        for digest in members:
-            by_label.setdefault(labels[digest], set()).add(key)
-    return {digest: f"{label} {digest[:6]}" if len(by_label[label]) > 1 else label for digest, label in labels.items()}
+        for subject in members:
+            by_label.setdefault(labels[subject], set()).add(key)
+    return {
+        subject: f"{label} {_short(subject, subjects)}" if len(by_label[label]) > 1 else label
+        for subject, label in labels.items()
+    }
+
+
+def _guide(subject: str, subjects: Sequence[str]) -> str:
+    """The index of a subject whose bundle was judged with several; otherwise nothing: each seed has an index of its own."""
+    bundle, _, guide = subject.partition(":")
+    return guide if len([other for other in subjects if other.partition(":")[0] == bundle]) > 1 else ""
+
+
+def _short(subject: str, subjects: Sequence[str]) -> str:
+    guide = _guide(subject, subjects)
+    return f"{subject[:6]} with index {guide[:6]}" if guide else subject[:6]
 
 
 def _common(names: Sequence[str]) -> str:
@@ -118,7 +143,8 @@ def _common(names: Sequence[str]) -> str:
 def _section(here: Results, labels: dict[str, str], where: pd.Series[str], parts: bool, beside: bool) -> Section:
     title = _title(where)
     frames = [
-        frame.assign(setting=title, arm=frame["bundle"].map(labels).fillna(frame["name"])) for frame in (here.rows, here.pictures)
+        frame.assign(setting=title, arm=frame["subject"].map(labels).fillna(frame["name"]))
+        for frame in (here.rows, here.pictures)
     ]
     numbers = Numbers(Results(*frames))
     order = list(dict.fromkeys(labels.values()))
@@ -140,7 +166,8 @@ def _section(here: Results, labels: dict[str, str], where: pd.Series[str], parts
 
 def _title(row: pd.Series[str]) -> str:
     where = row["source"] if row["source"] == row["target"] else f"{row['source']} to {row['target']}"
-    return f"{where}, {row['pictures']} {row['split']} pictures of {row['data'][:8]}"
+    cut = f", {row['cut']}" if row["cut"] else ""
+    return f"{where}, {row['pictures']} {row['split']} pictures of {row['data'][:8]}{cut}"
 
 
 def tables(section: Section) -> list[tuple[str, list[list[str]]]]:
@@ -198,11 +225,18 @@ def frame(sections: Sequence[Section]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def as_digest(word: str, evaluate: Callable[[str], object]) -> str:
-    """The digest of a bundle where `word` is the place of one (`evaluate` is then called with it), else the word itself."""
+def as_subject(word: str, guide: Mapping[str, str], evaluate: Callable[[str, Bundle, Mapping[str, str]], object]) -> str:
+    """The digest of a bundle, and of the index that guides it if any, where `word` is the place of one; else the word itself.
+
+    Args:
+        guide: `index` and `library` as `open_pipeline` takes them, for bundles that neighbours guide.
+        evaluate: called with the word, the bundle, and what guides it (nothing where no neighbours do).
+    """
     try:
         opened = open_bundle(word)
     except (ValueError, OSError):
         return word
-    evaluate(word)
-    return opened.digest
+    own = guide if issubclass(find_method(opened.run.model.name), Guided) else {}
+    evaluate(word, opened, own)
+    index = guide_of(opened, own.get("index", ""))
+    return f"{opened.digest}:{index}" if index else opened.digest

@@ -25,7 +25,7 @@ from recollect.data.schema import SPLITS, Record
 from recollect.data.store import Store
 from recollect.data.transforms import decode, to_unit
 from recollect.evaluation.average_precision import METRIC, METRIC50, Annotated, Precision, precision
-from recollect.evaluation.evaluate import COLUMNS, config_of, steps_of
+from recollect.evaluation.evaluate import COLUMNS, config_of, cut_of, steps_of
 from recollect.evaluation.grids import item_colours, picture_grid
 from recollect.evaluation.metrics import find_metric
 from recollect.evaluation.validate import one_per_scene, spread
@@ -188,7 +188,9 @@ def evaluate_detector(
         "target": "+".join(tested),
         "split": split,
         "pictures": count,
+        "cut": cut_of(opened.run.data),
         "bundle": opened.digest,
+        "index": "",
         "data": opened_store.digest,
         "features": "",
     }

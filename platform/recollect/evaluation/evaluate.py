@@ -15,17 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from recollect.bundle import Bundle, open_bundle
-from recollect.config import find_method, overlay, resolve
+from recollect.config import Data, find_method, overlay, resolve
 from recollect.data.schema import SPLITS
 from recollect.data.store import Store
 from recollect.evaluation import baselines
 from recollect.evaluation.memory.use import memory_use
 from recollect.evaluation.metrics import METRICS, find_metric
-from recollect.evaluation.results import COLUMNS, NO_SEED, Results, append, by_picture, nothing
+from recollect.evaluation.results import COLUMNS, NO_SEED, SETTING, Results, append, by_picture, nothing
 from recollect.evaluation.statistics import bounds, draw_pictures
 from recollect.evaluation.validate import DISTANCE, Cases, Judgement, examine_memory, gather, halved, judge, translate_all
+from recollect.retrieval.directory import read_manifest
 from recollect.retrieval.guided import check_guided, open_pipeline
-from recollect.trainable import Trainable, Translator
+from recollect.trainable import Guided, Trainable, Translator
 
 logger = logging.getLogger("recollect")
 
@@ -95,7 +96,7 @@ def measure(
         return _by_its_judge(opened, store, split, pictures, tell, device, index, library, known)
     run = opened.run
     cases, fitting = _cases(store, run.direction(), split, run.data.size, run.data.short_side, pictures)
-    about = facts_of(opened, store, cases.source, cases.target, split, len(cases))
+    about = facts_of(opened, store, cases.source, cases.target, split, len(cases), index=index)
     if (found := _judged(known, about)) is not None:
         tell(f"{len(cases)} pictures from {cases.source} to {cases.target} were judged before")
         return found
@@ -135,25 +136,47 @@ def _by_its_judge(
     subject: Any = open_pipeline(opened, device, index=index, library=library) if translates else opened.build().to(device)
     ids = judge.cases(subject).ids if translates else judge.ids
     where = "+".join(run.data.domains)
-    if translates and (found := _judged(known, facts_of(opened, store, where, where, split, len(ids)))) is not None:
+    about = facts_of(opened, store, where, where, split, len(ids), subject, index)
+    if translates and (found := _judged(known, about)) is not None:
         tell(f"{len(ids)} pictures were judged before")
         return found
     tell(f"judging {judge.about.rpartition(': ')[2] or run.model.name}")
     judgement = judge.judgement(subject)
     count = max((len(own.values) for own in judgement.by_picture.values()), default=len(ids))
-    about = facts_of(opened, store, where, where, split, count)
+    about["pictures"] = count
     result = results_of(about, judgement, ids)
     for row in judge.baselines(subject):
         result += results_of(_beside(about, row), row.judgement, ids)
     return result
 
 
-def facts_of(opened: Bundle, store: Store, source: str, target: str, split: str, pictures: int) -> dict[str, Any]:
-    """What the rows of a bundle say beside metric and value."""
+def facts_of(
+    opened: Bundle, store: Store, source: str, target: str, split: str, pictures: int, subject: Any = None, index: str = ""
+) -> dict[str, Any]:
+    """What the rows of a bundle say beside metric and value.
+
+    Args:
+        subject: its pipeline or model, where that may be told attributes.
+        index: as `open_pipeline` takes it.
+    """
     run = opened.run
     method = {"name": run.name, "kind": "method", "method": run.model.name, "about": f"{steps_of(opened)} steps"}
-    where = {"source": source, "target": target, "split": split, "pictures": pictures}
-    return {**method, **where, "bundle": opened.digest, "data": store.digest, "seed": run.seed, "config": config_of(opened)}
+    where = {"source": source, "target": target, "split": split, "pictures": pictures, "cut": cut_of(run.data, subject)}
+    digests = {"bundle": opened.digest, "index": guide_of(opened, index), "data": store.digest, "config": config_of(opened)}
+    return {**method, **where, **digests, "seed": run.seed}
+
+
+def cut_of(data: Data, subject: Any = None) -> str:
+    """How pictures are cut, and which attributes are asked for: `64 px`, `64 of 72 px, Male Young`."""
+    size = f"{data.size} px" if data.short_side in (None, data.size) else f"{data.size} of {data.short_side} px"
+    asked: Sequence[str] = getattr(getattr(subject, "model", subject), "style_attributes", tuple)()
+    return f"{size}, {' '.join(asked)}" if asked else size
+
+
+def guide_of(opened: Bundle, index: str = "") -> str:
+    """The digest of the index that a bundle is guided by: that one, or the one that it was trained with; empty for others."""
+    place = index or (opened.run.data.index if issubclass(find_method(opened.run.model.name), Guided) else "")
+    return read_manifest(place).digest if place else ""
 
 
 def config_of(opened: Bundle) -> str:
@@ -170,17 +193,18 @@ def config_of(opened: Bundle) -> str:
 
 
 def _beside(about: dict[str, Any], row: baselines.Row) -> dict[str, Any]:
-    own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "bundle": "", "seed": NO_SEED, "config": ""}
-    return {**about, **own}
+    own = {"name": row.name, "kind": row.kind, "method": "", "about": row.about, "seed": NO_SEED}
+    return {**about, **own, "bundle": "", "index": "", "config": ""}
 
 
 def _judged(known: Results | None, about: dict[str, Any]) -> Results | None:
     """What is known of these pictures of the bundle and of what stands beside it, where both are there; without scores."""
     if known is None:
         return None
-    here = known.of({name: about[name] for name in ("source", "target", "split", "pictures", "data")})
+    here = known.of({name: about[name] for name in SETTING})
     frames = (here.rows, here.pictures)
-    rows, pictures = (frame[(frame["bundle"] == about["bundle"]) | (frame["kind"] != "method")] for frame in frames)
+    own = [(frame["bundle"] == about["bundle"]) & (frame["index"] == about["index"]) for frame in frames]
+    rows, pictures = (frame[mine | (frame["kind"] != "method")] for frame, mine in zip(frames, own, strict=True))
     rows = rows[rows["features"].isin(["", "pyramid"])]
     if not all((rows["kind"] == kind).any() for kind in ("method", "baseline")):
         return None

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from recollect.bundle import absolute
 from recollect.evaluation.evaluate import facts_of, measure, results_of
 from recollect.evaluation.frechet import Measurement
-from recollect.evaluation.results import Results, load, nothing, save
+from recollect.evaluation.results import SETTING, Results, load, nothing, save
 from recollect.evaluation.suite import Bench, Request
 
 TOGETHER = {"cis": "is", "fid": "kid"}  # what is measured from the same translations
@@ -76,9 +76,9 @@ def measure_suite(
     own: dict[str, Any] = {"index": request.index, "library": request.library, "device": request.device}
     found = measure(bench.bundle, *place, progress=progress.now, known=kept, **own)
     count = int(found.rows["pictures"].max())
-    about = facts_of(bench.bundle, bench.store, bench.source, bench.target, request.split, count)
+    about = facts_of(bench.bundle, bench.store, bench.source, bench.target, request.split, count, bench.pipeline, request.index)
     _keep(out, found)
-    known = kept.of({name: about[name] for name in ("bundle", "data", "source", "target", "split", "pictures")})
+    known = kept.of({name: about[name] for name in ("bundle", "index", *SETTING)})
     metrics = known.rows.loc[known.rows["features"] != "", "metric"]
     todo = [score for name, score in bench.scores.items() if name not in set(metrics)]
     for name in bench.scores:

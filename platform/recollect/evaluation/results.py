@@ -3,7 +3,8 @@
     results.parquet             COLUMNS
     results-pictures.parquet    PICTURES: what intervals and paired differences are made of
 
-A number is known by KEY: measured again under the same digests it replaces the old one. A reader sees the old file or the new
+A number is known by KEY: measured again under the same digests (of bundle, data, and the index that guided it, if any), and of
+pictures that were cut alike, it replaces the old one. A reader sees the old file or the new
 one, never a half; two writers at once are not for one file.
 """
 
@@ -23,11 +24,12 @@ from pyarrow import fs
 from recollect.bundle import filesystem_of
 from recollect.evaluation.validate import Judgement
 
-KEY = ["kind", "name", "bundle", "data", "source", "target", "split", "pictures", "metric"]
-COLUMNS = ["name", "kind", "method", "about", "seed", "source", "target", "split", "metric", "value", "low", "high", "pictures",
-           "bundle", "data", "features", "config"]  # fmt: skip
-PICTURES = ["name", "kind", "seed", "source", "target", "split", "pictures", "bundle", "data", "metric", "picture", "value",
-            "weight"]  # fmt: skip
+SETTING = ["data", "source", "target", "split", "pictures", "cut"]  # numbers of one setting are of the same pictures
+KEY = ["kind", "name", "bundle", "index", *SETTING, "metric"]
+COLUMNS = ["name", "kind", "method", "about", "seed", "source", "target", "split", "cut", "metric", "value", "low", "high",
+           "pictures", "bundle", "index", "data", "features", "config"]  # fmt: skip
+PICTURES = ["name", "kind", "seed", "source", "target", "split", "cut", "pictures", "bundle", "index", "data", "metric",
+            "picture", "value", "weight"]  # fmt: skip
 NO_SEED = -1  # of baselines
 
 
@@ -119,7 +121,7 @@ def _read(path: str, columns: list[str]) -> pd.DataFrame:
         frame: pd.DataFrame = pq.read_table(root, filesystem=filesystem).to_pandas()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no table of results: {error}") from None
-    for name, before in (("seed", NO_SEED), ("config", "")):  # from before rows had them
+    for name, before in (("seed", NO_SEED), ("config", ""), ("cut", ""), ("index", "")):  # from before rows had them
         if name in columns and name not in frame.columns:
             frame[name] = before
     missing = [name for name in columns if name not in frame.columns]

@@ -16,6 +16,7 @@ from recollect import cli
 from recollect.data.store import Store, write_store
 from recollect.data.transforms import decode
 from recollect.evaluation.evaluate import evaluate
+from recollect.evaluation.results import KEY, Results, load, save
 from recollect.pipeline import Pipeline
 from recollect.retrieval.directory import read_manifest
 from recollect.retrieval.embed import build_index
@@ -85,6 +86,29 @@ def test_a_bundle_is_judged_with_an_index_and_a_library_that_are_given(place: Pl
     assert code == 0 and "echo" in out and table.exists(), err
     frame = evaluate(place.bundle, place.store, index=str(place.index), library=str(place.store))
     assert set(frame["kind"]) >= {"method", "baseline"}
+
+
+def test_a_bundle_with_another_index_is_another_row(place: Place, colours: Path, call: Call, tmp_path: Path) -> None:
+    """And what was judged with one is not taken for what is judged with the other."""
+    table = tmp_path / "rows.parquet"
+    kept = [record for record in records(20) if int(record.id[-4:]) < 10]
+    write_store(tmp_path / "half", kept, domains=DOMAINS.names, attributes=DOMAINS.attributes)
+    build_index(colours, tmp_path / "half", tmp_path / "half-index")
+    whole, half = ("--index", place.index, "--library", place.store), ("--index", tmp_path / "half-index")
+    words = ("evaluate", place.bundle, "--store", place.store, "--out", table)
+    assert call(*words, *whole)[0] == 0 and call(*words, *half)[0] == 0
+    found = load(table).rows
+    assert set(found.loc[found["kind"] == "method", "index"]) == {read_manifest(path).digest for path in (place.index, half[1])}
+    assert set(found.loc[found["kind"] != "method", "index"]) == {""} and not found.duplicated(KEY).any()
+    words = ("compare", place.bundle, "echo", "--store", place.store, "--results", table)
+    code, said, error = call(*words, *whole)
+    assert code == 0 and "were judged before" in error and f"with index {read_manifest(half[1]).digest[:6]}" in said, error
+    fewer = tmp_path / "fewer.parquet"
+    rows = found[found["index"] != read_manifest(half[1]).digest]
+    save(fewer, Results(rows, load(table).pictures))
+    code, said, error = call(*words[:-1], fewer, *half)
+    assert code == 0 and "were judged before" not in error, error  # with this index it was not
+    assert "with index" in said
 
 
 def test_a_store_is_translated_with_neighbours(place: Place, call: Call, tmp_path: Path) -> None:

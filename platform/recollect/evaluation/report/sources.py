@@ -224,9 +224,12 @@ def _results(file: Path) -> pd.DataFrame:
     if "arm" in frame.columns:
         return _over_seeds(frame)
     words = []
-    for source, target, split, pictures in frame[["source", "target", "split", "pictures"]].astype(str).to_numpy():
+    cut = frame["cut"] if "cut" in frame.columns else pd.Series("", index=frame.index)
+    for source, target, split, pictures, own in frame.assign(cut=cut)[
+        ["source", "target", "split", "pictures", "cut"]
+    ].to_numpy():
         where = source if source == target else f"{source} to {target}"
-        words.append(f"{where}, {pictures} {split} pictures")
+        words.append(f"{where}, {pictures} {split} pictures" + (f", {own}" if own else ""))
     return frame.assign(setting=words).reindex(columns=ROWS)
 
 
