@@ -144,10 +144,18 @@ def check(features: Describes, store: Store, target: str, other: str, cut: Cut) 
     if not found.passed:
         raise ValueError(
             f"the features {features.name} fail the darkening test on this data, so no score in them says anything: {found}, and "
-            f"at least {SHARE:g} is needed, beyond {TIMES:g} times the chance of {found.spread:.2g}. Train features on the data "
-            "(`recollect features train STORE --out BUNDLE`), or take --features inception"
+            f"at least {SHARE:g} is needed, beyond {TIMES:g} times the chance of {found.spread:.2g}. {_instead(features.name)}"
         )
     return found
+
+
+def _instead(name: str) -> str:
+    own = "features on this data (`recollect features train STORE --out BUNDLE`)"
+    return (
+        f"Train {own}"
+        if name.startswith("inception")
+        else f"Train other {own}, with more pictures or steps, or take --features inception"
+    )
 
 
 def kept_in() -> Path:

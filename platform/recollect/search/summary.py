@@ -35,10 +35,7 @@ def ranked(rows: Sequence[Mapping[str, Any]], aims: Sequence[Goal], limits: Mapp
 
 
 def importances(study: optuna.Study, aim: Goal) -> dict[str, float]:
-    """The share of the objective's variance that each field explains (fANOVA by Pedersen), the largest first.
-
-    Over the finished trials that could have won; empty where there are fewer than four, or they do not differ.
-    """
+    """`shares` over the finished trials that could have won."""
     index = 0  # of the aim among the study's
     trials = [
         trial
@@ -47,13 +44,30 @@ def importances(study: optuna.Study, aim: Goal) -> dict[str, float]:
         and math.isfinite(trial.values[index])
         and max(trial.user_attrs.get("excess", [0.0]), default=0.0) <= 0
     ]
-    if len(trials) < FEWEST or len({trial.values[index] for trial in trials}) < 2:
+    return shares(
+        [
+            optuna.create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[index])
+            for trial in trials
+        ],
+        aim.mode,
+    )
+
+
+def shares(trials: Sequence[optuna.trial.FrozenTrial], mode: str) -> dict[str, float]:
+    """The share of the objective's variance that each field explains (PED-ANOVA), the largest first.
+
+    Args:
+        trials: finished ones with one value each.
+        mode: "min" or "max".
+
+    Empty where there are fewer than four, or they do not differ.
+    """
+    if len(trials) < FEWEST or len({trial.value for trial in trials}) < 2:
         return {}
-    alone = optuna.create_study(direction="minimize" if aim.mode == "min" else "maximize")
-    for trial in trials:
-        alone.add_trial(optuna.create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[index]))
-    found = optuna.importance.get_param_importances(alone)
-    return {name: float(value) for name, value in sorted(found.items(), key=lambda pair: -pair[1])}
+    study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+    study.add_trials(trials)
+    found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+    return {name: float(value) for name, value in sorted(found.items(), key=lambda pair: -pair[1]) if math.isfinite(value)}
 
 
 def summary(

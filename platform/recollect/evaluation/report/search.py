@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +66,7 @@ def _progress(found: Trials, upward: bool) -> str:
 
 
 def _importance(found: Trials, done: pd.DataFrame) -> str:
-    """How much of the objective's variation each field explains, by a random forest (fANOVA), and which way is better."""
+    """How much of the objective's variation each field explains (PED-ANOVA), and which way is better."""
     names = [name for name in found.fields if done.get(PREFIX + name) is not None and done[PREFIX + name].nunique() > 1]
     if len(done) < ENOUGH or not names:
         return ""
@@ -77,32 +76,27 @@ def _importance(found: Trials, done: pd.DataFrame) -> str:
     rows = []
     for name, share in sorted(shares.items(), key=lambda pair: -pair[1]):
         rows.append((name, share, f"{100 * share:.0f} %{_way(done, name, found.mode == 'max')}"))
-    fact = f"share of the objective's variation over {len(done)} trials (fANOVA); which values were better, by rank correlation"
+    fact = (
+        f"share of the objective's variation over {len(done)} trials (PED-ANOVA); which values were better, by rank correlation"
+    )
     return card("Which fields mattered", fact, bars(rows))
 
 
 def importances(found: Trials, done: pd.DataFrame) -> dict[str, float]:
-    """The share of each field, summing to 1; empty where Optuna or scikit-learn is not installed or nothing varies."""
-    try:
-        import optuna
-        import sklearn  # noqa: F401  (what the random forest is made of)
-    except ImportError:
-        return {}
+    """The share of each field; empty where nothing varies."""
+    import optuna  # not at the top: most reports have no search
+
+    from recollect.search.summary import shares
+
     columns = [name for name in found.fields if PREFIX + name in done.columns]
     rows = done.dropna(subset=[PREFIX + name for name in columns])
     space = {name: _distribution(optuna.distributions, found.fields[name], rows[PREFIX + name]) for name in columns}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize" if found.mode == "max" else "minimize")
+    trials = []
     for _, row in rows.iterrows():
         settings = {name: _plain(row[PREFIX + name]) for name in columns}
-        study.add_trial(optuna.trial.create_trial(params=settings, distributions=space, value=float(row[OBJECTIVE])))
-    if len(rows) < ENOUGH or rows[OBJECTIVE].nunique() < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shares: dict[str, float] = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
+        trials.append(optuna.trial.create_trial(params=settings, distributions=space, value=float(row[OBJECTIVE])))
+    return shares(trials, found.mode)
 
 
 def _distribution(kinds: Any, spread: Range | Choice, values: pd.Series[Any]) -> Any:
