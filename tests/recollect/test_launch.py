@@ -45,8 +45,10 @@ def run(store: Store) -> Run:
     return suit(made, store).model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=0.01)}})
 
 
-def test_two_workers_end_where_one_process_ends(run: Run, tmp_path: Path) -> None:
+def test_two_workers_end_where_one_process_ends(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = launch.train(run, str(tmp_path / "ray"), "pair", TWO)
+    said = "".join(capfd.readouterr())
+    assert "step 4/4" in said and "Reporting training result" not in said  # Ray Train's own lines are long
     bundle = launch.fetch(result, tmp_path / "pair")
     assert bundle == tmp_path / "pair" / "best"
     alone = open_bundle(train(run, tmp_path / "alone").parent / "last")

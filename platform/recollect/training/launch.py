@@ -79,7 +79,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # else a line for every report of every rank
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     result = _fit(trainer, max_failures)
@@ -106,7 +106,9 @@ def _worker(config: dict[str, Any]) -> str | None:
 
     Returns what was not finite, if something was: all ranks see that at the same step, and trying again would not help.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO, and logs every report of every rank
+    logger.setLevel(logging.INFO)
     run, ranks = Run.model_validate_json(config["run"]), local_ranks()
     work = Path(tempfile.mkdtemp(prefix="recollect-run-"))
     state = work / "state"

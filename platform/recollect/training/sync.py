@@ -99,5 +99,5 @@ def average_gradients(parameters: list[nn.Parameter], terms: Tensor, ranks: Rank
         grads = [piece.view_as(parameter) for parameter, piece in zip(parameters, pieces, strict=True)]
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
-    largest = torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))  # not finite where any number is not
-    return terms, terms.isfinite().all() & largest.isfinite()
+    length = torch.nn.utils.get_total_norm(grads)  # not finite where any number is not, or where it passes 1e19: diverged
+    return terms, terms.isfinite().all() & length.isfinite()
