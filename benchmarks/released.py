@@ -9,14 +9,17 @@ draws around a step is not counted. Steps are those of `train.py` and of the sol
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,16 +27,22 @@ from benchmarks.steps import step
 from benchmarks.timing import Time, Work, ceilings, interleaved, table
 
 ITEMS = (10, 5, 2, 3)
+GMM_UNIT: dict[str, Any] = {"model": {"attention": False}, "weights": {"iso": 0.0}}  # as released
+AVERAGED: dict[str, Any] = {"ema": 0.999}
 
 
 def measure(folder: Path, sizes: tuple[int, ...], repeats: int) -> dict[str, Time]:
     """The released step and ours, at batch 1, plain and in bfloat16."""
     work: dict[str, Work] = dict(ceilings())
-    with _without_cuda(), _importing(folder / "MGUIT"):
+    bf16 = {"precision": "bf16"}
+    with _without_cuda(), _importing(folder / "MGUIT", "model.py"), _importing(folder / "RG-UNIT", "core"):
         for size in sizes:
-            work[f"MGUIT released {size} px"] = _mguit(size)
-            work[f"MGUIT ours {size} px"] = step("mguit:released", size, 1)
-            work[f"MGUIT ours, bf16 {size} px"] = step("mguit:released", size, 1, engine={"precision": "bf16"})
+            work[f"MGUIT released, {size} px"] = _mguit(size)
+            work[f"MGUIT ours, {size} px"] = step("mguit:released", size, 1)
+            work[f"MGUIT ours, bf16, {size} px"] = step("mguit:released", size, 1, engine=bf16)
+            work[f"GMM-UNIT released, {size} px"] = _gmm_unit(size, folder / "RG-UNIT")
+            work[f"GMM-UNIT ours, {size} px"] = step("gmm_unit:paper", size, 1, **GMM_UNIT, engine=AVERAGED)
+            work[f"GMM-UNIT ours, bf16, {size} px"] = step("gmm_unit:paper", size, 1, **GMM_UNIT, engine=AVERAGED | bf16)
         work["memory released, P 8100"] = _memory(90)
         from benchmarks.parts import memory
 
@@ -69,6 +78,46 @@ def _mguit(size: int) -> Work:
         nonlocal items
         items = model.update_D(*pictures, masks, masks, items)
         model.update_EG()
+
+    return work
+
+
+def _gmm_unit(size: int, folder: Path) -> Work:
+    """One update of the critic and one of the generator, with a drawn style.
+
+    An iteration of theirs takes both once more with the style of a picture, so it is two of these.
+    """
+    for name, what in (("munch", {"Munch": SimpleNamespace}), ("timm.scheduler.cosine_lr", {}), ("timm.scheduler.step_lr", {})):
+        stand_in = types.ModuleType(name)  # of packages that a step does not use
+        stand_in.__dict__.update({"CosineLRScheduler": None, "StepLRScheduler": None, **what})
+        sys.modules.setdefault(name, stand_in)
+    core: Any = importlib.import_module("core.gmmunit_solver")
+    settings = yaml.safe_load((folder / "configs" / "gmmunit_celeba.yaml").read_text())
+    settings |= {"batch_size": 1, "lambda_vgg": 0.0}
+    settings["dis"]["img_size"] = size
+    generator, critic = core.AdaINGen(settings["gen"]), core.MsImageDis(settings["dis"])
+    generator.apply(core.weights_init("kaiming"))
+    critic.apply(core.weights_init("gaussian"))
+    averages = [copy.deepcopy(net) for net in (generator, critic)]
+    optimisers = [core.build_optimizer(net, base_lr=settings["lr"]) for net in (generator, critic)]
+    image, wanted, own = (
+        torch.rand(1, 3, size, size) * 2 - 1,
+        torch.tensor([[1.0, 0, 0, 1, 1]]),
+        torch.tensor([[0.0, 1, 0, 1, 1]]),
+    )
+    mixtures = [core.assign_gmm_componet(labels, num_cls=5, mode="CelebA") for labels in (own, wanted)]
+
+    def update(which: int, loss: Tensor) -> None:
+        optimisers[which].zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_((generator, critic)[which].parameters(), 2.0)
+        optimisers[which].step()
+
+    def work() -> None:
+        update(1, core.compute_d_loss(critic, generator, settings, image, None, own, *mixtures, False, "cpu")[0])
+        update(0, core.compute_g_loss(critic, generator, settings, image, None, own, wanted, *mixtures, False, device="cpu")[0])
+        for net, average in zip((generator, critic), averages, strict=True):
+            core.moving_average(net, average)
 
     return work
 
@@ -123,9 +172,9 @@ def _without_cuda() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _importing(folder: Path) -> Iterator[None]:
-    if not (folder / "model.py").exists():
-        raise ValueError(f"{folder} is no checkout of the released MGUIT: it has no model.py")
+def _importing(folder: Path, part: str) -> Iterator[None]:
+    if not (folder / part).exists():
+        raise ValueError(f"{folder} is no checkout of the released code: it has no {part}")
     sys.path.insert(0, str(folder))
     try:
         yield
