@@ -65,6 +65,9 @@ def train(
     changes: Changes = None,
     out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/run"),
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.")] = 0,
+    min_workers: Annotated[
+        int | None, typer.Option(help="Go on with so many where hosts die, and with more where they come; default: always all.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its own configuration.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
@@ -88,7 +91,9 @@ def train(
     if dry_run:
         print(run.model_dump_json(indent=2))
         return
-    bundle = _train_on_ray(run, out, workers, address, resume) if workers else _train_here(run, out, resume)
+    if min_workers is not None and not workers:
+        raise ValueError("--min-workers is of a training on Ray; say --workers too")
+    bundle = _train_on_ray(run, out, workers, min_workers, address, resume) if workers else _train_here(run, out, resume)
     print(f"bundle: {bundle}\ncurves: recollect board {out}\npage:   recollect report {out}")
     print(f"next:   recollect {_next(run)} {bundle}")
 
@@ -153,7 +158,7 @@ def _train_here(run: Run, out: Path, resume: bool) -> Path:
     return train_here(run, out, resume=resume)
 
 
-def _train_on_ray(run: Run, out: Path, workers: int, address: str | None, resume: bool) -> Path:
+def _train_on_ray(run: Run, out: Path, workers: int, fewest: int | None, address: str | None, resume: bool) -> Path:
     """Ray keeps its checkpoints in `out/ray` until the run is whole; then they are `out/last` and `out/best`, as without Ray."""
     from recollect.cluster import connect, disconnect
     from recollect.training import launch
@@ -165,7 +170,7 @@ def _train_on_ray(run: Run, out: Path, workers: int, address: str | None, resume
     out.mkdir(parents=True, exist_ok=True)
     (out / "run.json").write_text(run.model_dump_json(indent=2) + "\n")
     try:
-        fitting = launch.Resources.fitting(workers, connect(address).gpus)
+        fitting = launch.Resources.fitting(workers, connect(address).gpus, fewest=fewest)
         result = launch.train(run, str(storage), "run", fitting, start=str(last) if last.exists() else None)
         bundle = launch.fetch(result, out)
     finally:

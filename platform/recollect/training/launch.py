@@ -27,16 +27,29 @@ logger = logging.getLogger("recollect")
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker gets, and how many there are."""
+    """What each worker gets, and how many there are.
+
+    `fewest`: a run begins, and goes on after hosts have died, with so many of them; where hosts come, their number grows again,
+    once a minute at most. None: always all. What is learnt does not depend on the number of workers, but for the order of sums.
+    """
 
     workers: int = 1
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
+    fewest: int | None = None
 
     @staticmethod
-    def fitting(workers: int, gpus: float, cpus_per_worker: float = 1.0) -> Resources:
+    def fitting(workers: int, gpus: float, cpus_per_worker: float = 1.0, fewest: int | None = None) -> Resources:
         """A GPU a worker where the cluster has that many."""
-        return Resources(workers, cpus_per_worker, 1.0 if gpus >= workers else 0.0)
+        return Resources(workers, cpus_per_worker, 1.0 if gpus >= (fewest or workers) else 0.0, fewest)
+
+    @property
+    def counts(self) -> range:
+        """How many workers there may be at a time. Raises ValueError where that is none."""
+        fewest = self.workers if self.fewest is None else self.fewest
+        if not 1 <= fewest <= self.workers:
+            raise ValueError(f"the fewest workers are {fewest} of {self.workers}; give a number from 1 to {self.workers}")
+        return range(fewest, self.workers + 1)
 
 
 def train(
@@ -61,17 +74,23 @@ def train(
     Returns Ray's Result; `fetch` copies its bundle. Raises ValueError where the cluster is too small,
     NotFinite where a loss was not finite, ray.train.TrainingFailedError where workers died too often.
     """
-    require(resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker, f"run {name!r}")
-    if run.engine.batch_size % resources.workers:
-        raise ValueError(
-            f"engine.batch_size={run.engine.batch_size} is the joint batch; {resources.workers} workers must divide it"
+    counts, joint = resources.counts, run.engine.batch_size
+    require(counts[0] * resources.cpus_per_worker, counts[0] * resources.gpus_per_worker, f"run {name!r}")
+    if odd := [count for count in counts if joint % count]:
+        which = (
+            f"{odd[0]} workers must divide it"
+            if len(counts) == 1
+            else f"every number of workers must divide it, and {odd[0]} does not"
         )
+        raise ValueError(f"engine.batch_size={joint} is the joint batch; {which}")
     each = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"run": run.model_dump_json(), "start": start},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=each
+            num_workers=counts[0] if len(counts) == 1 else (counts[0], counts[-1]),
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=each,
         ),
         run_config=ray.train.RunConfig(
             name=name,
