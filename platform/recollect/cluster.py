@@ -1,6 +1,7 @@
 """The one door to Ray for everything that is not training, search or serving.
 
-How a driver finds or starts a cluster, how it maps a function over a store's shards there, and how workers sum what they did.
+How a driver finds or starts a cluster, how it maps functions over shards, raw pictures and steps there, and how workers sum what
+they did.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -370,3 +371,46 @@ def _spread(actors: Sequence[Any], missing: Sequence[Share]) -> Iterator[int]:
         if count:
             left -= 1
             yield count
+
+
+def map_on_data(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int) -> Generator[Any, None, None]:
+    """`map(function, jobs)` on Ray Data: the answers in the order of the jobs, each a task with one CPU, on any node.
+
+    Args:
+        function: pickled by Ray, as are its answers.
+        jobs: each is pickled by itself and goes to one task.
+        workers: at most so many tasks at a time.
+
+    A task whose process or node dies is done again elsewhere. An error of the function is raised here as it was there, when its
+    turn comes. Closing it early stops the tasks. Must be connected (`connect`, `connected`).
+    """
+    if not jobs:
+        return
+    require(1, 0, "reading on Ray")
+    import ray.data
+    from ray import cloudpickle
+
+    def call(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = True, function(cloudpickle.loads(row["job"]))
+        except Exception as error:  # raised in a task it would come back as a text
+            answer = False, error
+        return {"number": row["number"], "answer": cloudpickle.dumps(answer)}
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    rows = [{"number": number, "job": cloudpickle.dumps(job)} for number, job in enumerate(jobs)]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    done: dict[int, bytes] = {}
+    following = 0
+    for row in data.map(call, num_cpus=1, compute=ray.data.TaskPoolStrategy(workers)).iter_rows():
+        done[row["number"]] = row["answer"]
+        while following in done:
+            well, answer = cloudpickle.loads(done.pop(following))
+            if not well:
+                raise answer
+            yield answer
+            following += 1
