@@ -397,16 +397,13 @@ def map_on_data(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers:
             answer = False, error
         return {"number": row["number"], "answer": cloudpickle.dumps(answer)}
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # callers have their own
     rows = [{"number": number, "job": cloudpickle.dumps(job)} for number, job in enumerate(jobs)]
     data = ray.data.from_items(rows, override_num_blocks=len(rows))
     done: dict[int, bytes] = {}
     following = 0
-    for row in data.map(call, num_cpus=1, compute=ray.data.TaskPoolStrategy(workers)).iter_rows():
+    for row in data.map(call, num_cpus=1, compute=ray.data.TaskPoolStrategy(min(workers, len(rows)))).iter_rows():
         done[row["number"]] = row["answer"]
         while following in done:
             well, answer = cloudpickle.loads(done.pop(following))
