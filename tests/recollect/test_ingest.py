@@ -104,7 +104,8 @@ def test_workers_write_what_one_process_writes(source: Path, here: Path, tmp_pat
     assert ("trainA/gone.png", "the picture is missing") in two.skipped
 
     table = tmp_path / "table.csv"
-    table.write_text("file,glad,tall\n" + "".join(f"{name},{number % 2},{'' if number % 3 else 1}\n" for number, name in enumerate(names)))
+    rows = [f"{name},{number % 2},{'' if number % 3 else 1}" for number, name in enumerate(names)]
+    table.write_text("\n".join(["file,glad,tall", *rows]))
     both = [ingest_attributes(images, tmp_path / f"a{n}", table=table, workers=workers) for n, workers in ((0, 2), (1, OnRay(1)))]
     assert both[0] == both[1] and both[0].manifest.attributes == ("glad", "tall")
 
@@ -163,4 +164,3 @@ def test_an_ingest_that_is_killed_goes_on_and_ends_with_the_same_bytes(source: P
     assert content(out) == content(here), "the old store's shards and everything else is gone"
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done, "what was done was not done again"
     assert not work.exists()
-

@@ -61,7 +61,10 @@ def train(
     Returns Ray's Result; `fetch` copies its bundle. Raises ValueError where the cluster is too small,
     NotFinite where a loss was not finite, ray.train.TrainingFailedError where workers died too often.
     """
-    require(resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker, f"run {name!r}")
+    decoding = 1 if run.engine.feed == "ray" else 0
+    what = f"run {name!r}" + (", its workers and one task that decodes (engine.feed=ray)," if decoding else "")
+    cpus, gpus = resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
+    require(cpus + decoding, gpus, what)
     if run.engine.batch_size % resources.workers:
         raise ValueError(
             f"engine.batch_size={run.engine.batch_size} is the joint batch; {resources.workers} workers must divide it"
