@@ -133,7 +133,7 @@ def test_what_decodes_nowhere_is_an_error_and_no_hang(run: Run, monkeypatch: pyt
     with pytest.raises(ValueError, match="it would do nothing without feed=ray"):
         overlay(run, {"engine.feed_resource": "decode"})
     monkeypatch.setenv("RECOLLECT_NODES_WAIT_S", "1")
-    guests = [ray.remote(num_cpus=1)(time.sleep).remote(1000) for _ in range(3)]
+    guests = [ray.remote(num_cpus=1)(occupy).remote() for _ in range(3)]
     try:
         time.sleep(3)
         with pytest.raises(ValueError, match="it needs a free CPU; of 3 CPUs 0 are free"):
@@ -141,3 +141,7 @@ def test_what_decodes_nowhere_is_an_error_and_no_hang(run: Run, monkeypatch: pyt
     finally:
         for guest in guests:
             ray.cancel(guest, force=True)
+
+
+def occupy() -> None:
+    time.sleep(1000)
