@@ -3,7 +3,8 @@
     python -m benchmarks.scaling            measure; write docs/results/scaling.json, scaling.md, and docs/scaling.md's tables
     python -m benchmarks.scaling --pages    write the pages anew from the JSON that is there
 
-Seconds are the wall clock's, medians over steps: the machine is shared, and the load beside each number says how much.
+Seconds are the wall clock's. Neighbours on a shared machine only ever make a step longer, so a run is judged by its fastest step;
+the median stands beside it, and the load.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ NUMBERS = Path("docs/results/scaling.json")
 PAGE, MODEL = Path("docs/results/scaling.md"), Path("docs/scaling.md")
 BEGIN, END = "<!-- written by `make bench-scaling`: begin -->", "<!-- end -->"
 WORKERS = (1, 2, 4)
-STEPS, WARM, EACH = 14, 4, 2  # of each run; left out at its beginning; pictures a domain and worker
+STEPS, WARM, EACH = 12, 4, 2  # of each run; left out at its beginning; pictures a domain and worker
 TRIALS = (1, 3)
 PRESET, COUNTED_AT = "mguit:paper", 64  # what the model is of, and the pixels a side at which its operations are counted
 
@@ -62,12 +63,11 @@ def steps_of(bundle: Path, pictures: int) -> list[float]:
 
 
 def numbers_of(seconds: Sequence[float], pictures: int, wall: float) -> dict[str, float]:
-    """Of a run: medians of its steps, and how much they spread (a standard deviation, from the quartiles)."""
-    low, middle, high = statistics.quantiles(seconds, n=4)
+    """Of a run: its fastest step and its median step."""
     return {
-        "images_per_s": pictures / middle,
-        "step_s": middle,
-        "spread": (high - low) / 1.349 / middle,
+        "images_per_s": pictures / min(seconds),
+        "step_s": min(seconds),
+        "median_s": statistics.median(seconds),
         "wall_s": wall,
         "load": os.getloadavg()[0],
     }
@@ -78,15 +78,15 @@ def measure(folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     build_streets(folder / "store", size=64, train=64, val=2, test=2, references=1)
     run = small(Store.open(folder / "store"))
-    found: dict[str, Any] = {
-        "about": about(),
-        "settings": {"preset": "mguit:tiny", "size": run.data.size, "each": EACH, "steps": STEPS},
-    }
+    settings = {"preset": "mguit:tiny", "size": run.data.size, "each": EACH, "steps": STEPS, "warm": WARM, "trials": TRIALS}
+    found: dict[str, Any] = {"about": about(), "settings": settings}
     found["step"] = counted_step()
     found["feed"] = decoding(folder)
     train(run, folder / "warm")
-    found["bare"] = bare(run, folder)
-    found |= on_ray(run, folder, found["bare"])
+    first = bare(run, folder / "bare-1")
+    found |= on_ray(run, folder)
+    found["bare"] = min(first, bare(run, folder / "bare-2"), key=lambda one: one["step_s"])
+    found["tune"]["beyond_training_s"] = found["tune"]["trial_s"] - found["bare"]["wall_s"]
     found["about"]["seconds"] = time.monotonic() - began
     return found
 
@@ -108,11 +108,11 @@ def about() -> dict[str, Any]:
 def bare(run: Run, folder: Path) -> dict[str, float]:
     """The engine in this process, without Ray."""
     began = time.monotonic()
-    bundle = train(run, folder / "bare").parent / "last"
+    bundle = train(run, folder).parent / "last"
     return numbers_of(steps_of(bundle, 2 * EACH), 2 * EACH, time.monotonic() - began)
 
 
-def on_ray(run: Run, folder: Path, alone: dict[str, float]) -> dict[str, Any]:
+def on_ray(run: Run, folder: Path) -> dict[str, Any]:
     """Ray Train with 1, 2 and 4 workers, and what a trial of Ray Tune costs beyond its training."""
     from recollect.cluster import connect, disconnect
     from recollect.search.tune import Search, search
@@ -138,7 +138,7 @@ def on_ray(run: Run, folder: Path, alone: dict[str, float]) -> dict[str, Any]:
     finally:
         disconnect()
     trial = (walls[1] - walls[0]) / (TRIALS[1] - TRIALS[0])
-    found["tune"] = {"walls_s": walls, "trial_s": trial, "beyond_training_s": trial - alone["wall_s"]}
+    found["tune"] = {"walls_s": walls, "trial_s": trial}
     return found
 
 
@@ -212,7 +212,7 @@ def page(numbers: dict[str, Any]) -> str:
     for count, run in numbers["workers"].items():
         crowded = f" (more than the {cores} cores: they share them)" if int(count) > cores else ""
         rows.append([f"Ray Train, {count} worker{'s' if count != '1' else ''}{crowded}", *row(run, one)])
-    head = ["", "images/s", "of one worker", "step ms", "spread of a step", "whole run s", "load of the machine"]
+    head = ["", "images/s", "of one worker", "fastest step ms", "median step ms", "whole run s", "load of the machine"]
     bare, step, tune, size = numbers["bare"], numbers["step"], numbers["tune"], settings["size"]
     ratio, start = one["step_s"] / bare["step_s"], one["wall_s"] - bare["wall_s"]
     largest = ", ".join(f"{bytes / 1e6:.1f} MB" for bytes in sorted(step["messages"], reverse=True)[:3])
@@ -222,8 +222,9 @@ def page(numbers: dict[str, Any]) -> str:
 Written by `{told["command"]}` (`make bench-scaling`) on {told["date"]} in {told["seconds"]:.0f} s: Python {told["python"]},
 torch {told["torch"]}, Ray {told["ray"]}, {cores} cores that other work shared, no GPU. `{settings["preset"]}` at {size} px,
 {settings["each"]} pictures a domain and worker (two domains; the joint batch grows with the workers), one torch thread a worker.
-Medians of the steps of a run after the first {settings["warm"]} of {settings["steps"]}. The numbers are in
-[scaling.json](scaling.json); what they say of 8 to 1,024 GPUs is in [docs/scaling.md](../scaling.md).
+Images/s are those of a run's fastest step after the first {settings["warm"]} of {settings["steps"]}, as neighbours only make
+steps longer. The numbers are in [scaling.json](scaling.json); what they say of 8 to 1,024 GPUs is in
+[docs/scaling.md](../scaling.md).
 
 {table(head, rows)}
 
@@ -246,7 +247,7 @@ def row(run: dict[str, float], one: dict[str, float]) -> list[str]:
         f"{run['images_per_s']:.1f}",
         f"{run['images_per_s'] / one['images_per_s']:.2f}",
         f"{run['step_s'] * 1e3:.0f}",
-        f"{run['spread']:.0%}",
+        f"{run['median_s'] * 1e3:.0f}",
         f"{run['wall_s']:.1f}",
         f"{run['load']:.1f}",
     ]
@@ -278,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--pages", action="store_true", help="measure nothing: write the pages from the JSON that is there")
     if not made.parse_args(argv).pages:
         torch.set_num_threads(1)
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers stand back behind what else runs here
         with tempfile.TemporaryDirectory(prefix="recollect-scaling-") as folder:
             NUMBERS.write_text(json.dumps(measure(Path(folder)), indent=1) + "\n")
     numbers = json.loads(NUMBERS.read_text())
