@@ -118,7 +118,7 @@ def table(measured: Measured, assumed: Assumed = Assumed(), gpus: Sequence[int] 
         rate = one.gpus * measured.pictures / one.seconds
         rows.append(
             [str(one.gpus), *(f"{part * 1e3:.1f}" for part in parts), f"{rate:.0f}", f"{alone / one.seconds:.0%}"]
-            + [f"{cpus_to_decode(one, measured):.0f}"]
+            + [f"{cpus_to_decode(one, measured):.1f}"]
         )
     return markdown(head, rows)
 

@@ -176,7 +176,7 @@ def isolated() -> str:
 
 @pytest.fixture
 def apart(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A cluster whose head has no CPUs, and whose other node has files of its own; its address. This process is connected."""
+    """The address of a cluster whose head has no CPUs, and whose other node has files of its own."""
     reason = isolated()
     if reason:
         pytest.skip("no hosts: " + reason)
@@ -205,14 +205,8 @@ def apart(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         try:
             wait_for(port, processes[0], Path(short, "log"))
             processes.append(subprocess.Popen(alone, **options))
-            connect(address)
-            deadline = time.monotonic() + 120
-            while cluster_cpus() < 3:
-                assert time.monotonic() < deadline and processes[1].poll() is None, Path(short, "log").read_text()
-                time.sleep(0.5)
             yield address
         finally:
-            disconnect()
             for process in reversed(processes):
                 os.killpg(process.pid, signal.SIGTERM)
             for process in processes:
@@ -231,14 +225,33 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.2)
 
 
-def cluster_cpus() -> float:
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
 @pytest.mark.slow
 def test_nodes_share_nothing_but_the_storage(apart: str, run: Run, bucket: Bucket, tmp_path: Path) -> None:
+    code = "import sys; from tests.recollect.test_s3 import drive; drive(*sys.argv[1:])"
+    known = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}/platform:{ROOT}",
+    }  # a driver by itself: Ray reads at its import whether tokens are used
+    command = [sys.executable, "-c", code, apart, run.model_dump_json(), bucket.uri, str(tmp_path)]
+    done = subprocess.run(command, env=known, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0 and "held\n" in done.stdout, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def drive(address: str, run: str, uri: str, folder: str) -> None:
+    """What the driver does, and what must come of it."""
+    import ray
+
+    connect(address)
+    deadline = time.monotonic() + 120
+    while ray.cluster_resources().get("CPU", 0) < 3:
+        assert time.monotonic() < deadline, "the other node does not join"
+        time.sleep(0.5)
+    check_apart(Run.model_validate_json(run), uri, Path(folder))
+    disconnect()
+    print("held")
+
+
+def check_apart(run: Run, bucket: str, tmp_path: Path) -> None:
     from recollect.data.sources.folders import ingest
     from recollect.data.taking import OnRay
     from recollect.retrieval.directory import open_index
@@ -248,20 +261,20 @@ def test_nodes_share_nothing_but_the_storage(apart: str, run: Run, bucket: Bucke
 
     # Raw pictures: where only the driver has them it is an error that says so; in a folder that all have, the store is the same
     with pytest.raises(ValueError, match="a worker of the cluster does not see it. Put the pictures where all nodes"):
-        ingest(folders(tmp_path / "photos", 40), f"{bucket.uri}/unseen", workers=OnRay(2))
+        ingest(folders(tmp_path / "photos", 40), f"{bucket}/unseen", workers=OnRay(2))
     with tempfile.TemporaryDirectory(dir=ROOT, prefix=".mounted-") as mounted:
         photos = folders(Path(mounted) / "photos", 40)
-        there = ingest(photos, f"{bucket.uri}/ingested", workers=OnRay(2))
+        there = ingest(photos, f"{bucket}/ingested", workers=OnRay(2))
         here = ingest(photos, tmp_path / "ingested")
-    assert there == here and Store.open(f"{bucket.uri}/ingested", verify=True).digest == here.manifest.digest
-    filesystem, root = bundles.filesystem_of(f"{bucket.uri}/ingested.ingest")
+    assert there == here and Store.open(f"{bucket}/ingested", verify=True).digest == here.manifest.digest
+    filesystem, root = bundles.filesystem_of(f"{bucket}/ingested.ingest")
     assert not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)), "its notes are gone"
 
     # Training: here with pictures that the other node decodes, and wholly there
     alone = open_bundle(train(run, tmp_path / "alone").parent / "last")
     fed = overlay(run, {"engine.feed": "ray", "engine.feed_resource": "decode"})
     by_others = open_bundle(train(fed, tmp_path / "fed").parent / "last")
-    result = launch.train(fed, f"{bucket.uri}/runs", "there", launch.Resources(1))
+    result = launch.train(fed, f"{bucket}/runs", "there", launch.Resources(1))
     launch.fetch(result, tmp_path / "there")
     elsewhere = open_bundle(tmp_path / "there" / "last")
     for other in (by_others, elsewhere):
@@ -269,15 +282,15 @@ def test_nodes_share_nothing_but_the_storage(apart: str, run: Run, bucket: Bucke
     assert not (tmp_path / "ray").exists() and elsewhere.manifest["parents"] == alone.manifest["parents"]
 
     # Bundle and index: what embeds comes from the bucket, and the index goes there
-    faces = f"{bucket.uri}/faces"
-    build_faces(faces, size=32, train=12, val=2, test=2)
+    faces = f"{bucket}/faces"
+    build_faces(faces, size=32, train=12, val=12, test=2)  # a retriever is judged by ten others
     engine = {"steps": 1, "batch_size": 2, "threads": 1}
     stage = {"data": {"store": faces, "size": 32}, "engine": engine, "evaluation": {"pictures": 2}}
     first = train(suit(preset("gmm_unit:tiny", **stage), Store.open(faces)), tmp_path / "gmm")
     parent = {"model": {"parent": {"bundle": str(first)}}}
     second = train(suit(preset("retriever:tiny", **stage, **parent), Store.open(faces)), tmp_path / "retriever")
-    bundles.copy(second, f"{bucket.uri}/retriever")
-    build_index(f"{bucket.uri}/retriever", faces, f"{bucket.uri}/index", backend="exact", workers=1)
+    bundles.copy(second, f"{bucket}/retriever")
+    build_index(f"{bucket}/retriever", faces, f"{bucket}/index", backend="exact", workers=1)
     build_index(second, faces, tmp_path / "index", backend="exact")
-    one, other = open_index(f"{bucket.uri}/index"), open_index(tmp_path / "index")
+    one, other = open_index(f"{bucket}/index"), open_index(tmp_path / "index")
     assert list(one.ids()) == list(other.ids()) and len(one.ids()) > 10
