@@ -9,10 +9,10 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 
 # Tests that start Ray run one after another: actors and endpoints have only seconds to come up.
-ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_launch.py test_tune.py)
+ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_ingest.py test_launch.py test_remote.py test_tune.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-holding test-cluster test-failures test-bucket check bench bench-serve docs clean
+.PHONY: help setup demo test test-slow test-holding test-cluster test-failures test-bucket check bench bench-serve bench-scaling docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ check: $(READY)  ## ruff, mypy --strict, import contracts
 
 bench: $(READY)  ## speed of the step, the memory and the feed, as JSON and Markdown
 	$(BIN)/python -m benchmarks.speed
+
+bench-scaling: $(READY)  ## workers, Ray's overheads, bytes of the all-reduce -> docs/results/scaling.md, docs/scaling.md
+	$(BIN)/python -m benchmarks.scaling
 
 bench-serve: $(READY)  ## the endpoint beside the bare pipeline and an empty deployment -> docs/results/serving.md
 	$(BIN)/python -m benchmarks.serve

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from benchmarks.timing import Work
 from recollect.bundle import open_bundle
 from recollect.config import overlay, preset
 from recollect.data.loader import Feed
+from recollect.data.remote import RemoteFeed
 from recollect.data.store import Store
 from recollect.data.worlds import build_faces, build_streets, faces, streets
 from recollect.pipeline import Pipeline
+from recollect.training.engine import Batches
 from recollect.training.session import suit, train
 from trainables.parts.memory import ClassAwareMemory
 
@@ -70,6 +73,41 @@ def feeds(folder: Path) -> dict[str, Work]:
     found["world: one streets picture, 128 px"] = _street
     found["world: one face, 128 px"] = _face
     return found
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a feed gives, by the wall clock, and what of its work stays with the process that trains."""
+
+    pictures_per_s: float
+    own_cpu_ms: float  # of the training process, a picture
+
+
+def fed(folder: Path, size: int = 256, steps: int = 40, ahead: int = 4) -> dict[str, Fed]:
+    """The local feed, and Ray tasks on a private cluster with this machine's cores; 8 pictures a domain and step, no training."""
+    from recollect.cluster import connect, disconnect
+
+    build_streets(folder / "fed", size=size, train=64, val=2, test=2, references=1)
+    data = preset("mguit:tiny", data={"domains": ("sunny", "night"), "size": size}).data
+    feed = Feed(Store.open(folder / "fed"), data, 8, 2, 0, workers=ahead // 2)
+    found = {f"local, {ahead // 2} threads": _fed(feed, steps)}
+    connect("local", dashboard=False)
+    try:
+        found[f"ray, {ahead} steps ahead"] = _fed(RemoteFeed(feed, ahead), steps)
+    finally:
+        disconnect()
+    return found
+
+
+def _fed(feed: Batches, steps: int) -> Fed:
+    """The first steps start what has to be started; the others count."""
+    warm, pictures, wall, cpu = 10, 0, 0.0, 0.0
+    for step, batches in feed.stream(0, warm + steps):
+        if step == warm:
+            wall, cpu = time.perf_counter(), time.process_time()
+        elif step > warm:
+            pictures += sum(map(len, batches))
+    return Fed(pictures / (time.perf_counter() - wall), (time.process_time() - cpu) / pictures * 1e3)
 
 
 def _street() -> None:

@@ -26,7 +26,7 @@ import torch
 from benchmarks import index, parts, released, steps
 from benchmarks.timing import CONVOLUTION, Time, ceilings, interleaved, table
 
-PARTS = ("steps", "phases", "around", "start", "memory", "ladder", "index", "released")
+PARTS = ("steps", "phases", "around", "feed", "start", "memory", "ladder", "index", "released")
 HEAD = """# Speed
 
 `make bench`, {about}. Medians of {repeats} interleaved repeats; times on the CPU are CPU seconds of one process, so ratios say
@@ -95,6 +95,14 @@ def _around(arguments: argparse.Namespace) -> tuple[str, str, Any]:
     return "Around the networks", table(["what", "convolutions", "CPU ms"], rows), _plain(times)
 
 
+def _feed(arguments: argparse.Namespace) -> tuple[str, str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = parts.fed(Path(folder))
+    rows = [[name, f"{one.pictures_per_s:.0f}", f"{one.own_cpu_ms:.2f}"] for name, one in found.items()]
+    text = table(["engine.feed", "pictures/s of this machine", "CPU ms a picture in the training process"], rows)
+    return "Decoding here or elsewhere", text, {name: asdict(one) for name, one in found.items()}
+
+
 def _start(arguments: argparse.Namespace) -> tuple[str, str, Any]:
     rows = parts.importing()
     return "Starting", table(["a fresh interpreter", "s"], rows), rows
@@ -138,6 +146,7 @@ SECTIONS = {
     "steps": _steps,
     "phases": _phases,
     "around": _around,
+    "feed": _feed,
     "start": _start,
     "memory": _memory,
     "ladder": _ladder,

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from recollect.data.sources.pictures import Ingest
+    from recollect.data.taking import OnRay
 
 data = typer.Typer(no_args_is_help=True, help="Make and look at image stores.")
 
@@ -21,6 +22,8 @@ Strict = Annotated[
 ]
 MaxSide = Annotated[int | None, typer.Option(help="Shrink pictures to at most this long a side.")]
 Classes = Annotated[str | None, typer.Option(help="OWN=NAME,...: the others are dropped. Default: all by their own names.")]
+Workers = Annotated[int, typer.Option(help="Ray workers that decode and write shards; 0: this process, without Ray.")]
+Address = Annotated[str | None, typer.Option(help="Ray: `local`, or a cluster's address.")]
 FourClasses = Annotated[str | None, typer.Option(help="OWN=NAME,..., or `own`. Default: person, car, truck, bicycle.")]
 
 
@@ -76,10 +79,15 @@ def data_folders(
     names: Annotated[str | None, typer.Option(help="Names for A and B: 'day,night'.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail at the first broken picture instead of skipping it.")] = False,
     max_side: Annotated[int | None, typer.Option(help="Shrink pictures to at most this long a side.")] = None,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read folders of pictures into a store; broken pictures are listed and skipped.
 
-    recollect data folders photos runs/photos --names summer,winter --max-side 512
+    With --workers, Ray workers decode and write; what was killed goes on with the same command, and the store is the same.
+
+    recollect data folders photos runs/photos --names summer,winter --max-side 512\n
+    recollect data folders /mnt/photos s3://bucket/photos --workers 32 --address auto
     """
     from recollect.data.sources.folders import ingest
 
@@ -87,7 +95,14 @@ def data_folders(
     if pair is not None and len(pair) != 2:
         raise ValueError(f"--names takes two names with a comma, as in day,night; not {names!r}")
     found = ingest(
-        folder, out, boxes=_boxes(boxes), names=pair, strict=strict, max_side=max_side, progress=progress_line("reading")
+        folder,
+        out,
+        boxes=_boxes(boxes),
+        names=pair,
+        strict=strict,
+        max_side=max_side,
+        workers=_workers(workers, address),
+        progress=progress_line("reading"),
     )
     _say_ingest(out, found)
 
@@ -107,6 +122,8 @@ def data_init(
     classes: Classes = None,
     strict: Strict = False,
     max_side: MaxSide = None,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read INIT: streets in four weathers with boxes of cars, signs and persons.
 
@@ -129,6 +146,7 @@ def data_init(
         classes=_classes(classes),
         strict=strict,
         max_side=max_side,
+        workers=_workers(workers, address),
         progress=progress_line("reading"),
     )
     _say_ingest(out, found)
@@ -146,6 +164,8 @@ def data_kitti(
     seed: Annotated[int, typer.Option(help="Of the division into splits.")] = 0,
     strict: Strict = False,
     max_side: MaxSide = None,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read KITTI's object detection pictures; DontCare regions are no objects.
 
@@ -164,6 +184,7 @@ def data_kitti(
         seed=seed,
         strict=strict,
         max_side=max_side,
+        workers=_workers(workers, address),
         progress=progress_line("reading"),
     )
     _say_ingest(out, found)
@@ -180,6 +201,8 @@ def data_cityscapes(
     seed: Annotated[int, typer.Option(help="Of the division into splits.")] = 0,
     strict: Strict = False,
     max_side: MaxSide = None,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read Cityscapes, with boxes made from its polygons.
 
@@ -197,6 +220,7 @@ def data_cityscapes(
         seed=seed,
         strict=strict,
         max_side=max_side,
+        workers=_workers(workers, address),
         progress=progress_line("reading"),
     )
     _say_ingest(out, found)
@@ -212,6 +236,8 @@ def data_coco(
     seed: Annotated[int, typer.Option(help="Of the division into splits.")] = 0,
     strict: Strict = False,
     max_side: MaxSide = None,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read data sets in COCO's form: a folder of pictures and a JSON file for each part.
 
@@ -228,6 +254,7 @@ def data_coco(
         seed=seed,
         strict=strict,
         max_side=max_side,
+        workers=_workers(workers, address),
         progress=progress_line("reading"),
     )
     _say_ingest(out, found)
@@ -254,6 +281,8 @@ def data_celeba(
     domain: Annotated[str, typer.Option(help="What to call the domain.")] = "celeba",
     seed: Annotated[int, typer.Option(help="Of the choices of --val and --labelled.")] = 0,
     strict: Strict = False,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read CelebA's aligned faces with their 40 attributes.
 
@@ -275,6 +304,7 @@ def data_celeba(
         domain=domain,
         seed=seed,
         strict=strict,
+        workers=_workers(workers, address),
         progress=progress_line("reading"),
     )
     _say_ingest(out, found)
@@ -292,6 +322,8 @@ def data_attributes(
     seed: Annotated[int, typer.Option(help="Of the division into splits.")] = 0,
     strict: Strict = False,
     max_side: MaxSide = None,
+    workers: Workers = 0,
+    address: Address = "local",
 ) -> None:
     """Read a folder of pictures with a table of binary attributes.
 
@@ -310,6 +342,7 @@ def data_attributes(
         seed=seed,
         strict=strict,
         max_side=max_side,
+        workers=_workers(workers, address),
         progress=progress_line("reading"),
     )
     _say_ingest(out, found)
@@ -368,6 +401,13 @@ def _pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
         if "=" not in item:
             raise ValueError(f"{option} is written SPLIT=FILE, as in train=train.txt; not {item!r}")
     return dict(item.split("=", 1) for item in given) if given else None
+
+
+def _workers(workers: int, address: str | None) -> int | OnRay:
+    """Two threads of this process, or workers on Ray."""
+    from recollect.data.taking import OnRay
+
+    return OnRay(workers, address) if workers else 2
 
 
 def _classes(given: str | None, default: dict[str, str] | None = None) -> dict[str, str] | None:

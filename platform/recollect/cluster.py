@@ -1,6 +1,7 @@
 """The one door to Ray for everything that is not training, search or serving.
 
-How a driver finds or starts a cluster, how it maps a function over a store's shards there, and how workers sum what they did.
+How a driver finds or starts a cluster, how it maps functions over shards, raw pictures and steps there, and how workers sum what
+they did.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -370,3 +373,100 @@ def _spread(actors: Sequence[Any], missing: Sequence[Share]) -> Iterator[int]:
         if count:
             left -= 1
             yield count
+
+
+def ahead_on_ray(
+    function: Callable[[Any], Any], items: Iterable[Any], *, ahead: int, resource: str = ""
+) -> Generator[Any, None, None]:
+    """`map(function, items)` computed ahead by tasks of one CPU each, so many at a time, spread over the nodes.
+
+    Args:
+        function: pickled once; it should keep what it opens, as its process serves many items.
+        ahead: how many items are in the making, or made and not asked for.
+        resource: a custom resource of which each task takes one as well; empty: none.
+
+    A task whose process or node dies is done again. An error of the function is raised here as it was there. Closing it early
+    cancels what is under way. Raises ValueError where no node has the resource, and when nothing has found room for
+    `RECOLLECT_NODES_WAIT_S` seconds. Must be connected (`connect`, `connected`).
+    """
+    require(1, 0, "decoding on Ray")
+    if resource and ray.cluster_resources().get(resource, 0) < 1:
+        raise ValueError(
+            f"no node of the cluster has the resource {resource!r}; begin the nodes that decode with ray start "
+            f"--resources='{{\"{resource}\": 8}}', or leave engine.feed_resource empty, and any node with a free CPU decodes"
+        )
+    # Not within the placement group of a trial or a training worker, which has no room for it.
+    options = {"num_cpus": 1, "max_retries": -1, "scheduling_strategy": "SPREAD", "resources": {resource: 1} if resource else {}}
+    task, kept, waiting = ray.remote(**options)(_applied), ray.put(function), iter(items)
+    running = deque(task.remote(kept, item) for item in islice(waiting, ahead))
+    try:
+        while running:
+            yield _awaited(running[0], resource)
+            running.popleft()
+            running.extend(task.remote(kept, item) for item in islice(waiting, 1))
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def _applied(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+def _awaited(reference: Any, resource: str) -> Any:
+    """A task's answer; says after each minute that it waits, and what for."""
+    began, patience = time.monotonic(), float(os.environ.get("RECOLLECT_NODES_WAIT_S", 900))
+    while not ray.wait([reference], timeout=min(60.0, patience))[0]:
+        waited = time.monotonic() - began
+        what = "a free CPU" + (f" on a node with the resource {resource!r}" if resource else "")
+        have, free = ray.cluster_resources().get("CPU", 0), ray.available_resources().get("CPU", 0)
+        if waited >= patience:
+            raise ValueError(
+                f"no picture was decoded within {waited:.0f} s (RECOLLECT_NODES_WAIT_S): it needs {what}; of {have:g} CPUs "
+                f"{free:g} are free. Give the cluster more, the run fewer workers, or take engine.feed=local"
+            )
+        logger.warning("waiting for pictures for %.0f s: decoding needs %s; of %g CPUs %g are free", waited, what, have, free)
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+
+
+def map_on_data(function: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int) -> Generator[Any, None, None]:
+    """`map(function, jobs)` on Ray Data: the answers in the order of the jobs, each a task with one CPU, on any node.
+
+    Args:
+        function: pickled by Ray, as are its answers.
+        jobs: each is pickled by itself and goes to one task.
+        workers: at most so many tasks at a time.
+
+    A task whose process or node dies is done again elsewhere. An error of the function is raised here as it was there, when its
+    turn comes. Closing it early stops the tasks. Must be connected (`connect`, `connected`).
+    """
+    if not jobs:
+        return
+    require(1, 0, "reading on Ray")
+    import ray.data
+    from ray import cloudpickle
+
+    def call(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = True, function(cloudpickle.loads(row["job"]))
+        except Exception as error:  # raised in a task it would come back as a text
+            answer = False, error
+        return {"number": row["number"], "answer": cloudpickle.dumps(answer)}
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # callers have their own
+    rows = [{"number": number, "job": cloudpickle.dumps(job)} for number, job in enumerate(jobs)]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    done: dict[int, bytes] = {}
+    following = 0
+    for row in data.map(call, num_cpus=1, compute=ray.data.TaskPoolStrategy(min(workers, len(rows)))).iter_rows():
+        done[row["number"]] = row["answer"]
+        while following in done:
+            well, answer = cloudpickle.loads(done.pop(following))
+            if not well:
+                raise answer
+            yield answer
+            following += 1

@@ -150,7 +150,16 @@ class Engine(Frozen):
     channels_last: bool = False
     device: str = "auto"
     threads: int = 0  # torch threads a process; 0: torch's own choice
+    feed: Literal["local", "ray"] = "local"  # who decodes: threads of each rank, or Ray tasks on any node; the batches are equal
+    feed_ahead: Annotated[int, Field(ge=1)] = 4  # steps a rank has in the making; `local` does them with half as many threads
+    feed_resource: str = ""  # of `ray`: a custom resource that nodes must have to decode; empty: any node with a free CPU
     mlflow: str = ""  # the address of an MLflow server that gets the numbers as well
+
+    @model_validator(mode="after")
+    def _resource_is_asked_for(self) -> Self:
+        if self.feed_resource and self.feed != "ray":
+            raise ValueError(f"feed_resource={self.feed_resource} says which nodes decode; it would do nothing without feed=ray")
+        return self
 
 
 class Evaluation(Frozen):

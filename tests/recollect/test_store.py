@@ -359,3 +359,19 @@ def test_threads_read_the_same(tmp_path: Path) -> None:
     order = random.Random(1).choices(records, k=600)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(store.record, [item.id for item in order])) == order
+
+
+def test_a_chunk_is_what_was_offered_and_large_ones_are_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {**NAMES, "domains": ("day",)}
+    with StoreWriter(tmp_path / "some", **names, rows_per_shard=4) as writer:
+        for number in range(12):
+            if number in (1, 4, 5, 6, 7):  # of the second chunk nothing is left
+                writer.leave_out()
+            else:
+                writer.add(record(number))
+    manifest = writer.close()
+    assert [(shard.file[:5], shard.rows) for shard in manifest.shards] == [("00000", 3), ("00002", 4)]
+    monkeypatch.setattr("recollect.data.store.SHARD_BYTES", 1)  # no two pictures fit into one
+    large = write_store(tmp_path / "large", map(record, range(12)), **names, rows_per_shard=5)
+    assert [(shard.file[:5], shard.rows) for shard in large.shards] == [(f"0000{number // 5}", 1) for number in range(12)]
+    assert len(Store.open(tmp_path / "large", verify=True)) == 12

@@ -3,6 +3,9 @@
 Every domain is read in its own seeded, shuffled epochs: slot s of step t is position p = t * batch_size + s, which is entry
 p % n of the permutation keyed by (seed, domain, p // n). Crops and flips are keyed by position too. So N ranks together see
 what one process sees, and to resume at step t is to ask for step t.
+
+Which pictures a step shows, and where they are cut, is known without reading any: the part that costs, `pieces`, can be done by
+anybody who reads the store (`recollect.data.remote` lets other nodes do it).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +32,16 @@ from recollect.data.transforms import Sample, joint_crop, rasterise, to_unit
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+class Wanted(NamedTuple):
+    """A picture to cut: its id, and the seed that its crop and flip are drawn from."""
+
+    id: str
+    seed: int
+
+
+Piece = tuple[Sample, Tensor | None]  # a picture's square, and its attributes (A,) where the store names some
 
 
 class Feed:
@@ -105,20 +118,30 @@ class Feed:
 
     def batches(self, step: int) -> tuple[Batch, ...]:
         """One batch per domain, in the run's order, for this step and rank."""
-        return tuple(self._batch(index, step) for index in range(len(self.domains.names)))
+        wanted = self.wanted(step)
+        return self.batches_of(wanted, pieces(self.store, self.data, wanted, self.truth))
 
-    def _batch(self, index: int, step: int) -> Batch:
-        domain = self.domains.names[index]
+    def wanted(self, step: int) -> list[Wanted]:
+        """The pictures of this step and rank, domain after domain."""
+        return [self._wanted(domain, step, slot) for domain in self.domains.names for slot in self.slots]
+
+    def _wanted(self, domain: str, step: int, slot: int) -> Wanted:
         ids = self.ids[domain]
-        chosen, samples = [], []
-        for slot in self.slots:
-            epoch, entry = divmod(step * self.batch_size + slot, len(ids))
-            order = _permutation(f"{self.seed}/order/{domain}/{epoch}", len(ids))
-            chosen.append(ids[order[entry]])
-            generator = torch.Generator().manual_seed(_key(f"{self.seed}/crop/{domain}/{epoch}/{entry}"))
-            samples.append(self._sample(chosen[-1], generator))
-        batch = _collate(self.store, samples, chosen, self.slots, [index] * len(chosen), self.stride)
-        return self._with_truth(batch, [sample for sample, _ in samples]) if self.truth else batch
+        epoch, entry = divmod(step * self.batch_size + slot, len(ids))
+        order = _permutation(f"{self.seed}/order/{domain}/{epoch}", len(ids))
+        return Wanted(ids[order[entry]], _key(f"{self.seed}/crop/{domain}/{epoch}/{entry}"))
+
+    def batches_of(self, wanted: Sequence[Wanted], cut: Sequence[Piece]) -> tuple[Batch, ...]:
+        """The batches that these pictures make, which are those of `wanted`."""
+        share = len(self.slots)
+        return tuple(
+            self._batch(index, wanted[start : start + share], cut[start : start + share])
+            for index, start in enumerate(range(0, len(wanted), share))
+        )
+
+    def _batch(self, index: int, wanted: Sequence[Wanted], cut: Sequence[Piece]) -> Batch:
+        batch = _collate(self.store, cut, [one.id for one in wanted], self.slots, [index] * len(cut), self.stride)
+        return self._with_truth(batch, [sample for sample, _ in cut]) if self.truth else batch
 
     def _with_truth(self, batch: Batch, samples: Sequence[Sample]) -> Batch:
         modes = [-1 if mode is None else mode for mode in self.store.column("mode", batch.ids)]
@@ -128,17 +151,22 @@ class Feed:
         masks = [nothing if cut.regions is None else cut.regions.as_subclass(Tensor).long() + 1 for cut in samples]
         return replace(batch, regions=torch.stack(masks), modes=torch.tensor(modes))
 
-    def _sample(self, id: str, generator: torch.Generator) -> tuple[Sample, Tensor | None]:
-        record, data = self.store.record(id), self.data
-        classes = self.store.domains.classes
-        sample = joint_crop(record, data.size, data.short_side, data.flip, generator, classes=classes, with_regions=self.truth)
-        return sample, _attributes(self.store, record.attributes)
-
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, tuple[Batch, ...]]]:
         """(step, batches) for start <= step < stop, in order, decoded ahead by threads; closing it early stops them."""
         steps = range(start, stop)
         with closing(in_order(self.batches, steps, self.workers)) as batches:
             yield from zip(steps, batches, strict=True)
+
+
+def pieces(store: Store, data: Data, wanted: Sequence[Wanted], truth: bool) -> list[Piece]:
+    """Read, decode and cut these pictures; with their region masks where `truth` is asked for and known."""
+    cut = []
+    for id, seed in wanted:
+        record, generator = store.record(id), torch.Generator().manual_seed(seed)
+        classes = store.domains.classes
+        sample = joint_crop(record, data.size, data.short_side, data.flip, generator, classes=classes, with_regions=truth)
+        cut.append((sample, _attributes(store, record.attributes)))
+    return cut
 
 
 def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Generator[_Result, None, None]:
@@ -199,7 +227,7 @@ def _attributes(store: Store, given: dict[str, int] | None) -> Tensor | None:
 
 def _collate(
     store: Store,
-    samples: Sequence[tuple[Sample, Tensor | None]],
+    samples: Sequence[Piece],
     ids: Sequence[str],
     slots: Sequence[int],
     domain: Sequence[int],

@@ -3,6 +3,9 @@
 The shards carry the columns of `schema.COLUMNS`. Their names contain their SHA-256 and the manifest is written last, so half
 a store is no store, and writing over an old store leaves that one readable until the new one is whole.
 
+What a source offers is cut into chunks of so many pictures, whether they are taken or left out, and each chunk becomes its own
+shards. So any process can write a chunk without knowing of the others, and all together write what one would.
+
 Row groups are small and the encoded pictures uncompressed, so any record is one short read away; row groups that were read
 stay in memory up to a budget, which holds most stores entirely.
 """
@@ -17,7 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +75,57 @@ class Manifest(Frozen):
         return hashlib.sha256(json.dumps([names, [shard.sha256 for shard in self.shards]]).encode()).hexdigest()
 
 
+class Noted(NamedTuple):
+    """What a manifest has to know of a record; `boxes`: how many, None where nobody annotated it; `truth`: scene and regions."""
+
+    id: str
+    split: str
+    domain: str
+    boxes: int | None
+    truth: bool
+
+    @classmethod
+    def of(cls, record: Record) -> Noted:
+        """The note of a record."""
+        boxes = None if record.boxes is None else len(record.boxes)
+        return cls(record.id, record.split, record.domain, boxes, record.scene is not None and record.regions is not None)
+
+
+class Chunk:
+    """The records of one chunk of a store, written as a shard; as several where more bytes would be in one than fit in memory."""
+
+    def __init__(self, uri: str | os.PathLike[str], number: int, names: Domains) -> None:
+        self.number, self.names = number, names
+        self._filesystem, self._root = filesystem_of(uri)
+        self._rows: list[Record] = []
+        self._bytes = 0
+        self.shards: list[Shard] = []  # that are written
+
+    def add(self, record: Record) -> None:
+        """Add a record. Raises ValueError, naming the record, when it does not fit the store's names or its own size."""
+        _check(record, self.names)
+        self._rows.append(record)
+        self._bytes += len(record.image) + len(record.regions or b"")
+        if self._bytes >= SHARD_BYTES:
+            self._flush()
+
+    def close(self) -> tuple[Shard, ...]:
+        """Write what is left; returns the shards, which are none where no record was added."""
+        self._flush()
+        return tuple(self.shards)
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        content = _encode(self._rows)
+        digest = hashlib.sha256(content).hexdigest()
+        shard = Shard(file=f"{self.number:05d}-{digest[:16]}.parquet", rows=len(self._rows), sha256=digest)
+        with self._filesystem.open_output_stream(f"{self._root}/{shard.file}") as stream:
+            stream.write(content)
+        self.shards.append(shard)
+        self._rows, self._bytes = [], 0
+
+
 class StoreWriter:
     """Writes a store record by record; a context manager that closes itself unless an error passes through.
 
@@ -80,7 +134,7 @@ class StoreWriter:
         domains, classes, attributes, regions: the ordered names behind all indices; `classes` starts with the background.
             A record may lack attributes (unknown, or they do not apply to it); it cannot have others.
         source: what made this store, in words.
-        rows_per_shard: records a file.
+        rows_per_shard: pictures a chunk, those that are left out among them.
     """
 
     def __init__(
@@ -104,23 +158,29 @@ class StoreWriter:
         self._seen: set[str] = set()
         self._counts = {split: dict.fromkeys(self.domains.names, 0) for split in SPLITS}
         self._annotated = self._truth = False
-        self._rows: list[Record] = []
-        self._bytes = 0
+        self._offered = 0  # pictures, of those that were left out too
+        self._chunk = Chunk(self.uri, 0, self.domains)
         self._shards: list[Shard] = []
+        self._written: list[Shard] = []  # by this process
 
     def add(self, record: Record) -> None:
         """Add a record. Raises ValueError, naming the record, when it does not fit the store's names or its own size."""
-        _check(record, self.domains)
-        if record.id in self._seen:
-            raise ValueError(f"two records have the id {record.id!r}")
-        self._seen.add(record.id)
-        self._counts[record.split][record.domain] += 1
-        self._annotated |= record.boxes is not None
-        self._truth |= record.scene is not None and record.regions is not None
-        self._rows.append(record)
-        self._bytes += len(record.image) + len(record.regions or b"")
-        if len(self._rows) >= self.rows_per_shard or self._bytes >= SHARD_BYTES:
-            self._flush()
+        self._refuse_twin(record.id)
+        self._chunk.add(record)
+        self._note(Noted.of(record))
+        self._count()
+
+    def leave_out(self) -> None:
+        """Count a picture that is not taken: the next ones stay in the chunks that they would have been in."""
+        self._count()
+
+    def adopt(self, shards: Iterable[Shard], notes: Iterable[Noted]) -> None:
+        """Take over a chunk that another process wrote, as the next one. Raises ValueError for an id that is there already."""
+        assert not self._offered, "either all chunks are adopted, or none"
+        for note in notes:
+            self._refuse_twin(note.id)
+            self._note(note)
+        self._shards += shards
 
     def close(self) -> Manifest:
         """Write what is left and then the manifest. Raises ValueError when a domain has no training picture."""
@@ -130,7 +190,7 @@ class StoreWriter:
         if empty:
             found = {split: dict(counts) for split, counts in self._counts.items()}
             raise ValueError(f"empty domain: {empty[0]!r} has no training picture; pictures found: {found}")
-        self._flush()
+        self._end_chunk()
         draft = Manifest(
             domains=self.domains.names,
             classes=self.domains.classes,
@@ -144,7 +204,8 @@ class StoreWriter:
             digest="",
         )
         manifest = draft.model_copy(update={"digest": draft.computed_digest()})
-        self._write(f".{MANIFEST}", (manifest.model_dump_json(indent=2) + "\n").encode())
+        with self._filesystem.open_output_stream(f"{self._root}/.{MANIFEST}") as stream:
+            stream.write((manifest.model_dump_json(indent=2) + "\n").encode())
         self._filesystem.move(f"{self._root}/.{MANIFEST}", f"{self._root}/{MANIFEST}")
         self._delete(self._old - {shard.file for shard in self._shards})
         self.manifest = manifest
@@ -159,21 +220,28 @@ class StoreWriter:
                 self.close()
         finally:
             if self.manifest is None:
-                self._delete({shard.file for shard in self._shards} - self._old)
+                self._delete({shard.file for shard in (*self._written, *self._chunk.shards)} - self._old)
 
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        content = _encode(self._rows)
-        digest = hashlib.sha256(content).hexdigest()
-        shard = Shard(file=f"{len(self._shards):05d}-{digest[:16]}.parquet", rows=len(self._rows), sha256=digest)
-        self._write(shard.file, content)
-        self._shards.append(shard)
-        self._rows, self._bytes = [], 0
+    def _refuse_twin(self, id: str) -> None:
+        if id in self._seen:
+            raise ValueError(f"two records have the id {id!r}")
 
-    def _write(self, name: str, content: bytes | pa.Buffer) -> None:
-        with self._filesystem.open_output_stream(f"{self._root}/{name}") as stream:
-            stream.write(content)
+    def _note(self, note: Noted) -> None:
+        self._seen.add(note.id)
+        self._counts[note.split][note.domain] += 1
+        self._annotated |= note.boxes is not None
+        self._truth |= note.truth
+
+    def _count(self) -> None:
+        self._offered += 1
+        if self._offered % self.rows_per_shard == 0:
+            self._end_chunk()
+
+    def _end_chunk(self) -> None:
+        shards = self._chunk.close()
+        self._shards += shards
+        self._written += shards
+        self._chunk = Chunk(self.uri, self._chunk.number + 1, self.domains)
 
     def _delete(self, names: Iterable[str]) -> None:
         for name in names:

@@ -150,7 +150,8 @@ def search(plan: Search, resume: bool = False) -> Outcome:
 
     Raises ValueError where a trial does not fit the cluster, the directory holds a search already, or every trial failed.
     """
-    require(plan.workers * plan.cpus, plan.workers * plan.gpus, "a trial")
+    decoding = 1 if plan.run.engine.feed == "ray" else 0
+    require(plan.workers * plan.cpus + decoding, plan.workers * plan.gpus, "a trial")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     directory = plan.directory if "://" in plan.directory else os.path.abspath(plan.directory)
@@ -322,7 +323,8 @@ class _Inside:
 
 def _concurrent(plan: Search) -> int:
     have = ray.cluster_resources()
-    fits = have.get("CPU", 1) // (plan.workers * plan.cpus)
+    decoding = 1 if plan.run.engine.feed == "ray" else 0  # what is full of trials decodes nothing
+    fits = (have.get("CPU", 1) - decoding) // (plan.workers * plan.cpus)
     if plan.gpus:
         fits = min(fits, have.get("GPU", 0) // (plan.workers * plan.gpus))
     return max(1, int(fits))

@@ -75,7 +75,9 @@ def train(
     NotFinite where a loss was not finite, ray.train.TrainingFailedError where workers died too often.
     """
     counts, joint = resources.counts, run.engine.batch_size
-    require(counts[0] * resources.cpus_per_worker, counts[0] * resources.gpus_per_worker, f"run {name!r}")
+    decoding = 1 if run.engine.feed == "ray" else 0
+    what = f"run {name!r}" + (", its workers and one task that decodes (engine.feed=ray)," if decoding else "")
+    require(counts[0] * resources.cpus_per_worker + decoding, counts[0] * resources.gpus_per_worker, what)
     if odd := [count for count in counts if joint % count]:
         which = (
             f"{odd[0]} workers must divide it"

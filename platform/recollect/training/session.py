@@ -12,12 +12,13 @@ from recollect.batch import Domains
 from recollect.bundle import absolute, copy
 from recollect.config import Run, find_method, merge, overlay, resolve
 from recollect.data.loader import Feed
+from recollect.data.remote import RemoteFeed
 from recollect.data.store import Store
 from recollect.retrieval.directory import read_manifest
 from recollect.retrieval.guided import library_of
 from recollect.retrieval.library import Library
 from recollect.training.checkpoint import is_checkpoint
-from recollect.training.engine import Judge, Report, build, fit
+from recollect.training.engine import Batches, Judge, Report, build, fit
 from recollect.training.sync import Ranks
 
 logger = logging.getLogger("recollect")
@@ -122,11 +123,12 @@ def train(
     domains = domains_of(run, store)
     model = build(run, domains)
     cut = (run.data, run.engine.batch_size, model.stride, run.seed)
-    feed = Feed(store, *cut, rank=ranks.rank, world=ranks.world, truth=model.learns_truth)
+    feed = Feed(store, *cut, rank=ranks.rank, world=ranks.world, workers=-(-run.engine.feed_ahead // 2), truth=model.learns_truth)
+    batches: Batches = RemoteFeed(feed, run.engine.feed_ahead, run.engine.feed_resource) if run.engine.feed == "ray" else feed
     judge = judge_of(run, store) if ranks.rank == 0 else None
     index = {"index": read_manifest(run.data.index).digest} if run.data.index else {}
     return fit(
-        *(run, feed, domains, directory),
+        *(run, batches, domains, directory),
         judge=judge,
         report=report,
         resume=start,

@@ -11,15 +11,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from recollect.data.loader import in_order
 from recollect.data.schema import SPLITS, Box, Record
 from recollect.data.sources.pictures import Ingest, Picture, read_picture
 from recollect.data.store import StoreWriter
+from recollect.data.taking import Reader, Tally, Workers, finish, take
 
 ROUNDING = 1.0  # pixels that a box may stick out by, as tools round differently
 
@@ -63,28 +62,6 @@ class Item:
     split: str
     key: str
     annotation: Callable[[], Annotation]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened to boxes: a count for each (event, class), and where each event happened first."""
-
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def note(self, event: str, name: str, where: str = "") -> None:
-        """Count one event."""
-        self.counts[event, name] += 1
-        self.first.setdefault(event, where)
-
-    def add(self, other: Tally) -> None:
-        """Count all events of another."""
-        self.counts += other.counts
-        self.first = other.first | self.first
-
-    def of(self, event: str) -> dict[str, int]:
-        """The classes of an event and how often each, most often first."""
-        return {name: count for (one, name), count in self.counts.most_common() if one == event}
 
 
 def corners(texts: Sequence[str], where: str) -> tuple[float, float, float, float]:
@@ -149,7 +126,7 @@ def ingest_annotated(
     skipped: Sequence[tuple[str, str]] = (),
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Write annotated pictures as a store.
@@ -163,7 +140,7 @@ def ingest_annotated(
         skipped: (path, reason) of what the source has left out already.
         strict: a picture that is missing or broken, a box without area, one that sticks out by more than a pixel are errors.
         max_side: pictures with a longer side are made smaller (their boxes too) and encoded again.
-        workers: threads that decode; 0: none.
+        workers: threads that decode (0: none), or workers on Ray (`OnRay`).
         progress: called with (done, total) after every picture.
 
     Raises ValueError, naming file and line, for annotations that cannot be read, and for a domain without training pictures.
@@ -178,19 +155,19 @@ def ingest_annotated(
     counts: Counter[tuple[str, str]] = Counter()
     with StoreWriter(uri, domains=domains, classes=names, source=source) as writer:
         read = partial(_read, classes=classes, strict=strict, max_side=max_side)
-        with closing(in_order(read, items, workers)) as results:
-            for done, (item, (result, events)) in enumerate(zip(items, results, strict=True), start=1):
-                tally.add(events)
-                if isinstance(result, Record):
-                    writer.add(result)
-                    counts[item.domain, item.split] += 1
-                    boxed[item.domain] += len(result.boxes or ())
-                elif strict:
-                    raise ValueError(f"{item.file}: {result}")
-                else:
-                    left.append((item.source, result))
-                if progress:
-                    progress(done, len(items))
+        reader = Reader(read, file=lambda item: item.file, known=partial(_known, settings=(dict(classes), strict, max_side)))
+        taken = take(writer, items, reader, workers)
+        for done, (item, (result, events)) in enumerate(zip(items, taken, strict=True), start=1):
+            tally.add(events)
+            if not isinstance(result, str):
+                counts[item.domain, item.split] += 1
+                boxed[item.domain] += result.boxes or 0
+            elif strict:
+                raise ValueError(f"{item.file}: {result}")
+            else:
+                left.append((item.source, result))
+            if progress:
+                progress(done, len(items))
         for domain in domains:
             if not counts[domain, "train"]:
                 has = ", ".join(f"{counts[domain, split]} {split}" for split in SPLITS)
@@ -200,7 +177,7 @@ def ingest_annotated(
     bare = [
         f"domain {domain!r} has no box at all: a class-aware method sees background" for domain in domains if not boxed[domain]
     ]
-    return Ingest(writer.close(), tuple(left), (*_warnings(tally, classes, names), *bare, *lacking))
+    return Ingest(finish(writer), tuple(left), (*_warnings(tally, classes, names), *bare, *lacking))
 
 
 def _refuse_twins(items: Sequence[Item]) -> None:
@@ -210,6 +187,15 @@ def _refuse_twins(items: Sequence[Item]) -> None:
             both = f"{seen[item.id].source} ({seen[item.id].split}) and {item.source} ({item.split})"
             raise ValueError(f"the picture {item.id!r} is there twice: {both}")
         seen[item.id] = item
+
+
+def _known(item: Item, *, settings: object) -> object:
+    """What a record is made of besides its picture's bytes."""
+    try:
+        annotation: object = item.annotation()
+    except ValueError as error:  # reading says it, if the picture is there
+        annotation = str(error)
+    return item.id, item.source, item.domain, item.split, annotation, settings
 
 
 def _read(item: Item, *, classes: Mapping[str, str], strict: bool, max_side: int | None) -> tuple[Record | str, Tally]:

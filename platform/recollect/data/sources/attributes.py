@@ -11,7 +11,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recollect.config import did_you_mean
-from recollect.data.loader import in_order
 from recollect.data.schema import SPLITS, Record
 from recollect.data.sources.annotated import position
 from recollect.data.sources.folders import SPLIT_NAMES
 from recollect.data.sources.pictures import Ingest, Picture, read_picture
 from recollect.data.store import StoreWriter
+from recollect.data.taking import Reader, Tally, Workers, finish, take
 
 VALUES = {"1": 1, "true": 1, "0": 0, "false": 0, "-1": -1}  # as they are written, in lower case
 FILE, SPLIT, DOMAIN = "file", "split", "domain"  # columns that are no attributes
@@ -66,7 +65,7 @@ def ingest(
     seed: int = 0,
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn a folder of pictures and a table of their attributes into a store.
@@ -82,7 +81,7 @@ def ingest(
         seed: of the division into splits.
         strict: fail at the first picture that is missing or broken instead of listing it.
         max_side: pictures with a longer side are made smaller and encoded again.
-        workers: threads that decode; 0: none.
+        workers: threads that decode (0: none), or workers on Ray (`OnRay`).
         progress: called with (done, total) after every picture.
 
     Raises ValueError, naming file and line, for columns that are not there and cells that are no such value.
@@ -241,9 +240,9 @@ def ingest_labelled(
     *,
     attributes: Sequence[str],
     source: str,
-    read: Callable[[Path], Picture],
+    read: partial[Picture],
     strict: bool = False,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Write pictures with attributes as a store.
@@ -253,9 +252,10 @@ def ingest_labelled(
         uri: where the store goes; one that is there is replaced.
         attributes: the store's attributes.
         source: what made this store, in words.
-        read: a file's picture as the store takes it; raises OSError or ValueError where it cannot.
+        read: a file's picture as the store takes it: a function with its settings. It raises OSError or ValueError where it
+            cannot.
         strict: a picture that is missing or broken is an error.
-        workers: threads that decode; 0: none.
+        workers: threads that decode (0: none), or workers on Ray (`OnRay`).
         progress: called with (done, total) after every picture.
 
     Raises ValueError for two pictures of one id and a domain without training pictures.
@@ -266,30 +266,31 @@ def ingest_labelled(
     left: list[tuple[str, str]] = []
     taken: list[Labelled] = []
     with StoreWriter(uri, domains=domains, attributes=attributes, source=source) as writer:
-        with closing(in_order(partial(_record, read=read), items, workers)) as results:
-            for done, (item, result) in enumerate(zip(items, results, strict=True), start=1):
-                if isinstance(result, Record):
-                    writer.add(result)
-                    taken.append(item)
-                elif strict:
-                    raise ValueError(f"{item.file}: {result}")
-                else:
-                    left.append((item.source, result))
-                if progress:
-                    progress(done, len(items))
+        settings = read.func.__qualname__, read.args, read.keywords
+        reader = Reader(partial(_record, read=read), file=lambda item: item.file, known=lambda item: (item, settings))
+        outcomes = take(writer, items, reader, workers)
+        for done, (item, (result, _)) in enumerate(zip(items, outcomes, strict=True), start=1):
+            if not isinstance(result, str):
+                taken.append(item)
+            elif strict:
+                raise ValueError(f"{item.file}: {result}")
+            else:
+                left.append((item.source, result))
+            if progress:
+                progress(done, len(items))
         _require_training(domains, taken, left)
-    return Ingest(writer.close(), tuple(left), tuple(_notes(taken, domains, attributes)))
+    return Ingest(finish(writer), tuple(left), tuple(_notes(taken, domains, attributes)))
 
 
-def _record(item: Labelled, *, read: Callable[[Path], Picture]) -> Record | str:
+def _record(item: Labelled, *, read: Callable[[Path], Picture]) -> tuple[Record | str, Tally]:
     """The record of a picture, or why there is none."""
     try:
         picture = read(item.file)
     except FileNotFoundError:
-        return "the picture is missing"
+        return "the picture is missing", Tally()
     except (OSError, ValueError) as error:
-        return str(error)
-    return Record(
+        return str(error), Tally()
+    record = Record(
         id=item.id,
         image=picture.content,
         domain=item.domain,
@@ -299,6 +300,7 @@ def _record(item: Labelled, *, read: Callable[[Path], Picture]) -> Record | str:
         attributes=item.attributes,
         source=item.source,
     )
+    return record, Tally()
 
 
 def _require_training(domains: Sequence[str], taken: Sequence[Labelled], left: Sequence[tuple[str, str]]) -> None:

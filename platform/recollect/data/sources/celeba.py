@@ -24,6 +24,7 @@ from recollect.config import did_you_mean
 from recollect.data.sources.annotated import position, read_text
 from recollect.data.sources.attributes import Labelled, ingest_labelled
 from recollect.data.sources.pictures import Ingest, Picture
+from recollect.data.taking import Workers
 from recollect.data.transforms import open_image
 
 HAIRS = ("Black_Hair", "Blond_Hair", "Brown_Hair")
@@ -61,7 +62,7 @@ def ingest(
     domain: str = "celeba",
     seed: int = 0,
     strict: bool = False,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn CelebA into a store of one domain.
@@ -83,7 +84,7 @@ def ingest(
         domain: what to call the domain.
         seed: of the choices of `val` and `labelled`.
         strict: fail at the first picture that is missing, broken or too small instead of listing it.
-        workers: threads that decode; 0: none.
+        workers: threads that decode (0: none), or workers on Ray (`OnRay`).
         progress: called with (done, total) after every picture.
 
     Raises ValueError, naming file and line, for lists that cannot be read and attributes that are not there.

@@ -32,6 +32,7 @@ from recollect.data.sources.annotated import (
 )
 from recollect.data.sources.class_map import by_own_names, check_classes
 from recollect.data.sources.pictures import Ingest
+from recollect.data.taking import Workers
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 INSTANCES = (*CLASSES, "caravan", "trailer")  # labels whose polygons are told apart; the last two are not evaluated
@@ -63,7 +64,7 @@ def ingest(
     seed: int = 0,
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn Cityscapes' train and val pictures into a store of one domain; its val becomes "test".

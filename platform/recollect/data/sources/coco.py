@@ -25,6 +25,7 @@ from recollect.data.sources.annotated import (
 )
 from recollect.data.sources.class_map import by_own_names, check_classes
 from recollect.data.sources.pictures import Ingest
+from recollect.data.taking import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ def ingest(
     seed: int = 0,
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn one or more data sets in COCO's form into a store.

@@ -10,17 +10,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from recollect.config import did_you_mean
-from recollect.data.loader import in_order
 from recollect.data.schema import BACKGROUND, SPLITS, Record
 from recollect.data.sources.coco import Annotations, Entry, read_coco
 from recollect.data.sources.pictures import Ingest, read_picture
 from recollect.data.store import StoreWriter
+from recollect.data.taking import Reader, Tally, Workers, finish, take
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LAYOUTS = """
@@ -51,7 +50,7 @@ def ingest(
     min_domains: int = 1,
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn a folder of pictures into a store.
@@ -64,7 +63,7 @@ def ingest(
         min_domains: fewer domains than this are an error (a translator needs two).
         strict: fail at the first picture that cannot be decoded instead of listing it.
         max_side: pictures with a longer side are made smaller (their boxes too) and encoded again.
-        workers: threads that decode; 0: none.
+        workers: threads that decode (0: none), or workers on Ray (`OnRay`).
         progress: called with (done, total) after every picture.
 
     Raises ValueError for a folder that has no known layout, a domain without training pictures, boxes that do not fit.
@@ -81,19 +80,20 @@ def ingest(
     entries = _match_boxes(files, found)
     classes = tuple(dict.fromkeys(name for file in files.values() for name in file.classes))
     with StoreWriter(uri, domains=domains, classes=(BACKGROUND, *classes), source=f"folders: {root.resolve().name}") as writer:
-        read = partial(_read, root, entries=entries, max_side=max_side)
-        with closing(in_order(read, found, workers)) as results:
-            for done, (item, result) in enumerate(zip(found, results, strict=True), start=1):
-                if isinstance(result, Record):
-                    writer.add(result)
-                elif strict:
+        pictures = [(item, entries.get(item.path)) for item in found]
+        reader = Reader(
+            partial(_read, root, max_side), file=lambda picture: root / picture[0].path, known=lambda picture: (picture, max_side)
+        )
+        taken = take(writer, pictures, reader, workers)
+        for done, (item, (result, _)) in enumerate(zip(found, taken, strict=True), start=1):
+            if isinstance(result, str):
+                if strict:
                     raise ValueError(f"{root / item.path}: {result}")
-                else:
-                    skipped.append((item.path, result))
-                if progress:
-                    progress(done, len(found))
+                skipped.append((item.path, result))
+            if progress:
+                progress(done, len(found))
         _require_training(root, found, skipped)
-    return Ingest(writer.close(), tuple(skipped))
+    return Ingest(finish(writer), tuple(skipped))
 
 
 def find_pictures(root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
@@ -220,14 +220,15 @@ def _match_boxes(files: Mapping[str, Annotations], found: Sequence[Found]) -> di
     return entries
 
 
-def _read(root: Path, item: Found, *, entries: Mapping[str, Entry], max_side: int | None) -> Record | str:
+def _read(root: Path, max_side: int | None, given: tuple[Found, Entry | None]) -> tuple[Record | str, Tally]:
     """The record of a picture, or why it cannot be decoded. Boxes that do not fit are no matter of decoding: they raise."""
+    item, entry = given
     try:
         picture = read_picture(root / item.path, max_side)
     except (OSError, ValueError) as error:
-        return str(error)
-    boxes = entries[item.path].boxes_within(*picture.original) if item.path in entries else None
-    return Record(
+        return str(error), Tally()
+    boxes = entry.boxes_within(*picture.original) if entry is not None else None
+    record = Record(
         id=item.path,
         image=picture.content,
         domain=item.domain,
@@ -237,3 +238,4 @@ def _read(root: Path, item: Found, *, entries: Mapping[str, Entry], max_side: in
         boxes=boxes and tuple(picture.shrunk(box) for box in boxes),
         source=f"{root.resolve().name}/{item.path}",
     )
+    return record, Tally()

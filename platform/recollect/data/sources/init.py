@@ -37,6 +37,7 @@ from recollect.data.sources.annotated import (
 )
 from recollect.data.sources.class_map import by_own_names, check_classes
 from recollect.data.sources.pictures import Ingest
+from recollect.data.taking import Workers
 
 CLASSES = {1: "car", 2: "sign", 3: "person"}
 FRAME = (572, 360)  # 1920x1208 at a height of 360
@@ -50,6 +51,10 @@ class Listed:
     path: str
     annotation: Annotation
     where: str
+
+    def own_annotation(self) -> Annotation:
+        """What the list says of it."""
+        return self.annotation
 
 
 def split_85_15(path: str, *, val: float = 0.05, seed: int = 0) -> str:
@@ -78,7 +83,7 @@ def ingest(
     classes: Mapping[str, str] | None = None,
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn INIT into a store with a domain a weather.
@@ -176,7 +181,7 @@ def _phased_items(root: Path, frame: tuple[int, int]) -> list[Item]:
 def _item(root: Path, domain: str, path: str, split: str, entry: Listed) -> Item:
     """`path`: of the picture, relative to the root."""
     id = path if path.startswith(f"{domain}/") else f"{domain}/{path}"
-    return Item(id, root / path, entry.where, domain, split, id, lambda: entry.annotation)
+    return Item(id, root / path, entry.where, domain, split, id, entry.own_annotation)
 
 
 def read_list(file: Path) -> Iterator[Listed]:

@@ -25,6 +25,7 @@ from recollect.data.sources.annotated import (
 )
 from recollect.data.sources.class_map import by_own_names, check_classes
 from recollect.data.sources.pictures import Ingest
+from recollect.data.taking import Workers
 
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 IGNORED = "DontCare"
@@ -52,7 +53,7 @@ def ingest(
     seed: int = 0,
     strict: bool = False,
     max_side: int | None = None,
-    workers: int = 2,
+    workers: Workers = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingest:
     """Turn KITTI's training pictures into a store of one domain.
