@@ -41,7 +41,8 @@ def test_a_run_goes_on_with_the_workers_that_are_left(hosts: Cluster, tmp_path: 
     build_streets(tmp_path / "store", size=32, train=12, val=4, test=2, references=2)
     sgd = {"engine.steps": 60, "engine.checkpoint_every": 3, "engine.evaluate_every": 0, "engine.precision": "fp64"}
     run = overlay(run_on(Store.open(tmp_path / "store")), sgd)
-    run = run.model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=0.01)}})
+    still = Optimiser(kind="sgd", lr=1e-4)  # at 0.01 a young GAN makes 1e-2 of 1e-16, the order of sums, within 60 steps
+    run = run.model_copy(update={"optimisers": {"default": still}})
     kept, died = tmp_path / "ray" / "shrinking", list[float]()
 
     def kill_a_host() -> None:

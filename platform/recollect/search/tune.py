@@ -515,7 +515,7 @@ def _conclude(plan: Search, grid: tune.ResultGrid, directory: str, journal: Path
             f"no trial keeps the limits {limits} (see {directory}/trials.parquet); raise them, or search smaller fields"
         )
     weights = importances(_study(directory, journal), plan.aims[0]) if journal.exists() else {}
-    text = summary(table, plan.aims, _began(plan), weights)
+    text = summary(table, plan.aims, _began(plan), weights, metric=plan.run.evaluation.metric)
     _write(directory, "summary.md", text.encode())
     first = table.iloc[0]
     _crown(first["checkpoint"], directory)
@@ -597,7 +597,7 @@ def confirm(plan: Search, outcome: Outcome, seeds: int = 3, steps: int = 0) -> O
     best = table[table["settings"] == winner].sort_values(OBJECTIVE, ascending=plan.mode == "min").iloc[0]
     _write(directory, "final.parquet", table.to_parquet(index=False))
     _crown(best["checkpoint"], directory)
-    text = summary(outcome.table, plan.aims, own, outcome.importances, table, f"{winner} wins")
+    text = summary(outcome.table, plan.aims, own, outcome.importances, table, f"{winner} wins", plan.run.evaluation.metric)
     _write(directory, "summary.md", text.encode())
     logger.info("winner: %s, %s %.4f over %d seeds -> %s/winner", winner, OBJECTIVE, sign * means.iloc[0], seeds, directory)
     return replace(outcome, changes=dict(finalists[winner]), summary=text, final=table)
