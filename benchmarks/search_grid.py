@@ -32,7 +32,7 @@ SPACE: dict[str, Choice] = {
     "optimisers.default.lr": Choice((1e-4, 2e-4, 4e-4, 8e-4, 16e-4, 32e-4)),
     "weights.self_rec": Choice((0.3, 1.0, 3.0, 10.0, 30.0, 100.0)),
 }
-TRIALS, SHARE = 16, 1 / 3  # of the search; of the grid's evaluations that it may use
+TRIALS, SHARE = 15, 1 / 3  # of the search; of the grid's evaluations that it may use
 WITHIN = 1.02
 
 
