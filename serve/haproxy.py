@@ -114,13 +114,13 @@ def _wrapper(program: str, metrics: int, stats: int, files: Path) -> str:
     Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
     text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, a watcher ends it.
 
-    The lines in `added` are for an ingress that dies under requests. HAProxy asks another one only what it sent whole out of its
-    buffer, so it has to wait for the body before it sends anything; and where no other one answers, it says so only if
-    the connection to the dead one was new: on one that served before it would close the caller's without a word.
+    The rest is for an ingress that dies under requests. HAProxy asks another one only what it sent whole out of its buffer, so it
+    has to wait for a body that fits before it sends anything; and where no other one answers, it says so only if the
+    connection to the dead one was new: on one that served before it would close the caller's without a word.
     Ray Serve's own proxy, which it would ask while no ingress is up, answers a death by a 500 in plain text: it is not asked.
     """
+    whole = f"http-request wait-for-body time {BODY_S}s unless {{ req.hdr_val(content-length) gt {BUFFER_BYTES} }}"
     added = (
-        "option http-buffer-request",
         "option http-server-close",
         "option http-ignore-probes",
         f"timeout http-request {BODY_S}s",
@@ -132,6 +132,7 @@ def _wrapper(program: str, metrics: int, stats: int, files: Path) -> str:
         f"s/bind \\*:{stats}$/bind 127.0.0.1:{stats}/",
         f"s#errorfile \\(50[234]\\) .*#errorfile \\1 {files / 'unavailable.http'}#",
         f"s#^    option abortonclose$#&{lines}#",
+        f"s#^frontend http_frontend$#&\\n    {whole}#",
         "s/ check backup$/& disabled/",
     )
     return "\n".join(

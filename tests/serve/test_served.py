@@ -140,7 +140,7 @@ def test_haproxy_is_the_way_in(server: Server) -> None:
     assert found or haproxy.binary() is None
     for path in found:
         written = Path(path).read_text()
-        for ours in ("option http-buffer-request", "option http-server-close", "unavailable.http", "check backup disabled"):
+        for ours in ("http-request wait-for-body", "option http-server-close", "unavailable.http", "check backup disabled"):
             assert ours in written, (ours, written)
 
 
