@@ -32,7 +32,7 @@ Where it draws with what it retrieves, `POST /v1/retrieve` shows what it would f
 
 Every answer other than 2xx is `{"error": {"code", "message", "hint"}}`. After a 503, try again when `Retry-After` says.
 """
-api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, redoc_url=None)
+api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
 for topic in (translate, index, about):
     api.include_router(topic.router)
 page.install(api)

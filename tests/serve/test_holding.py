@@ -1,8 +1,8 @@
 """What users notice of deaths and changes under load: nothing. A 503 is tried again, as its header says; anything else counts.
 
-The load is a share of what the server answered just before, sent by the clock whether earlier requests are answered or not. What is
-asserted: no request ends with anything but a 200, and the load was there: requests were sent at 90 % of that rate at least. How long
-answers take is printed and not asserted: on two cores the replicas that start take the time of those that answer.
+The load is a share of what the server answered just before, sent by the clock whether earlier requests are answered or not.
+Asserted is that no request ends with anything but a 200, and that the load was there: 90 % of that rate at least was sent.
+How long answers take is printed and not asserted: on two cores the replicas that start take the time of those that answer.
 
 `make test-holding`; RECOLLECT_HOLD_S sets how long each part lasts (default 60).
 """
