@@ -30,6 +30,8 @@ samples, each sample has a random style that its seed determines, whatever else 
 model has a memory, `styles` chooses the style of single classes: from another picture, a random draw, an item, or between two.
 Where it draws with what it retrieves, `POST /v1/retrieve` shows what it would find.
 
+Where the server wants a token, send `Authorization: Bearer TOKEN`.
+
 Every answer other than 2xx is `{"error": {"code", "message", "hint"}}`. After a 503, try again when `Retry-After` says.
 """
 api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
