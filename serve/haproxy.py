@@ -122,6 +122,7 @@ def _wrapper(program: str, metrics: int, stats: int, files: Path) -> str:
     whole = f"http-request wait-for-body time {BODY_S}s unless {{ req.hdr_val(content-length) gt {BUFFER_BYTES} }}"
     added = (
         "option http-server-close",
+        "option http-pretend-keepalive",  # told to close, an ingress does so on a body that it refuses unread: a reset
         "option http-ignore-probes",
         f"timeout http-request {BODY_S}s",
         f"errorfile 408 {files / 'slow.http'}",
