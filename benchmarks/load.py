@@ -1,4 +1,8 @@
-"""Load on an endpoint, and what became of every request: closed loops of so many clients, or a steady rate."""
+"""Load on an endpoint, and what became of every request: closed loops of so many clients, or a steady rate.
+
+With aiohttp, which Ray brings: the time of a request does not grow with the number of those under way, as httpx's does (at 64
+it took more of the core than the ingress that it shares it with).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import httpx
+import aiohttp
 import numpy as np
 
 RETRIES = 40  # of a 503, each after what Retry-After says; counted, and no failure while one succeeds
@@ -49,33 +53,40 @@ class Post:
     picture: bytes
     headers: dict[str, str] = field(default_factory=dict)
 
-    async def send(self, client: httpx.AsyncClient, outcome: Outcome, number: int) -> None:
+    async def send(self, client: aiohttp.ClientSession, outcome: Outcome, number: int) -> None:
         """Send it, again after each 503."""
         start = time.perf_counter()
         for _ in range(RETRIES):
+            form = aiohttp.FormData({**self.fields, "seed": str(number)})
+            form.add_field("image", self.picture, filename="image.png")
             try:
-                files = {"image": self.picture}
-                answer = await client.post(self.url, files=files, data={**self.fields, "seed": str(number)}, headers=self.headers)
-            except httpx.HTTPError as error:
+                async with client.post(self.url, data=form, headers=self.headers) as answer:
+                    content, status, headers = await answer.read(), answer.status, answer.headers
+            except (aiohttp.ClientError, TimeoutError) as error:
                 outcome.statuses[type(error).__name__] += 1
                 outcome.told.append(repr(error))
                 return
-            if answer.status_code != 503:
+            if status != 503:
                 break
             outcome.retries += 1
-            await asyncio.sleep(min(float(answer.headers.get("retry-after", "1")), 2.0))
-        outcome.statuses[str(answer.status_code)] += 1
-        if answer.status_code == 200:
+            await asyncio.sleep(min(float(headers.get("retry-after", "1")), 2.0))
+        outcome.statuses[str(status)] += 1
+        if status == 200:
             outcome.seconds.append(time.perf_counter() - start)
         else:
-            outcome.told.append(answer.text[:300])
+            outcome.told.append(content[:300].decode(errors="replace"))
+
+
+def session(connections: int = 0) -> aiohttp.ClientSession:
+    """A client that keeps its connections; at most so many, or as many as there are requests."""
+    connector = aiohttp.TCPConnector(limit=connections)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_S))
 
 
 async def closed(post: Post, clients: int, seconds: float, warm_up: float = 0.5) -> Outcome:
     """So many clients, each with one request under way all the time; the first moments are not counted."""
     outcome, numbers = Outcome(), iter(range(10**9))
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, limits=limits) as client:
+    async with session(clients) as client:
 
         async def loop(into: Outcome, until: float) -> None:
             while time.perf_counter() < until:
@@ -91,8 +102,7 @@ async def closed(post: Post, clients: int, seconds: float, warm_up: float = 0.5)
 async def paced(post: Post, rate: float, going: Callable[[], bool]) -> Outcome:
     """Requests at a steady rate, whether earlier ones are answered or not, while `going()`."""
     outcome, under_way, number = Outcome(), set[asyncio.Task[None]](), 0
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, limits=limits) as client:
+    async with session() as client:
         start = time.perf_counter()
         while going():
             task = asyncio.create_task(post.send(client, outcome, number))

@@ -37,7 +37,13 @@ from serve import run
 from serve.pictures import decode, encode
 from trainables.mguit import MGUIT
 
-CASES = {"tiny-64": ("tiny", 64), "tiny-128": ("tiny", 128), "tiny-192": ("tiny", 192), "paper-64": ("paper", 64)}
+CASES = {
+    "tiny-64": ("tiny", 64),
+    "tiny-128": ("tiny", 128),
+    "tiny-192": ("tiny", 192),
+    "tiny-256": ("tiny", 256),
+    "paper-64": ("paper", 64),
+}
 CLIENTS = (1, 8, 64)
 BATCHES = (1, 4, 8)
 SECONDS = 8.0

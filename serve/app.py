@@ -30,9 +30,11 @@ samples, each sample has a random style that its seed determines, whatever else 
 model has a memory, `styles` chooses the style of single classes: from another picture, a random draw, an item, or between two.
 Where it draws with what it retrieves, `POST /v1/retrieve` shows what it would find.
 
+Where the server wants a token, send `Authorization: Bearer TOKEN`.
+
 Every answer other than 2xx is `{"error": {"code", "message", "hint"}}`. After a 503, try again when `Retry-After` says.
 """
-api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, redoc_url=None)
+api = FastAPI(title="Recollect", version=recollect.__version__, description=DESCRIPTION, docs_url=None, redoc_url=None)
 for topic in (translate, index, about):
     api.include_router(topic.router)
 page.install(api)
@@ -63,7 +65,12 @@ def build(args: Args) -> ray.serve.Application:
 
 
 def _ongoing(args: Args) -> int:
-    return 2 * args.max_batch_size  # one batch being computed, one gathering
+    """What a translator takes: a batch that is computed, one that gathers, and its own queue.
+
+    Ray Serve's queue at the ingress is for what no translator takes. It looks for room every half second when it is long, so with
+    that alone a translator would stand idle half of the time, and some requests would wait several times as long as others.
+    """
+    return 2 * args.max_batch_size + args.max_queued
 
 
 def _stopping(args: Args) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def _retriever(args: Args, number: int) -> Any:
     retriever = ray.serve.deployment(
         name=f"Retriever-{number}" if args.shards > 1 else "Retriever",
         num_replicas=args.retriever_replicas,
-        max_ongoing_requests=4 * _ongoing(args),
+        max_ongoing_requests=8 * args.max_batch_size,
         max_queued_requests=args.max_queued,
         ray_actor_options={"num_cpus": args.retriever_cpus},
         health_check_period_s=10,

@@ -46,9 +46,11 @@ class Args(Limits):
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
     retriever_replicas: Annotated[int, Field(ge=1)] = 1  # of each shard
     retriever_cpus: Annotated[float, Field(gt=0)] = 0.5  # of each of these
-    max_batch_size: Annotated[int, Field(ge=1)] = 8  # pictures in one forward
-    batch_wait_s: Annotated[float, Field(ge=0)] = 0.005  # how long the first picture of a batch waits for others
-    max_queued: Annotated[int, Field(ge=0)] = 64  # requests waiting at each ingress replica; more are answered by a 503
+    max_batch_size: Annotated[int, Field(ge=1)] = 8  # pictures taken at a time; like ones share a forward
+    batch_wait_s: Annotated[float, Field(ge=0)] = (
+        0.0  # how long the first picture of a batch waits for others, beside a forward under way
+    )
+    max_queued: Annotated[int, Field(ge=0)] = 64  # requests that wait at a translator, then at each ingress; more get a 503
     time_limit_s: Annotated[float, Field(gt=0)] = 30.0  # an answer that takes longer becomes a 504
     drain_s: Annotated[float, Field(gt=0)] = 20.0  # a replica that is stopped finishes what it has for so long
     token_sha256: Digest = ""  # of the token that opens everything but changing the index

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from serve.work import Done, Job, Neighbour, Pixels, Refusal, Wish, padded_size
 
 logger = logging.getLogger("ray.serve")
 Values = Mapping[str, Tensor]  # class name -> (N_k, C)
+ON_CPU = 256 * 256  # pixels of a forward on a CPU: with more it leaves the caches, and a picture takes longer than it would alone
 MASK = "mask"  # what methods call the extra that requests call attention_mask
 
 
@@ -57,7 +58,8 @@ class BatchTranslator:
 
     Args:
         bundle: a path or URI.
-        max_pixels: no forward gets more pixels than this (a single larger picture still gets its own).
+        max_pixels: no forward gets more pixels than this, and none on a CPU more than ON_CPU (a single larger picture still gets
+            its own).
         library: makes what a guided method looks into, of its run's data and the digest of its embedder; None: what the run was
             trained with.
 
@@ -73,7 +75,7 @@ class BatchTranslator:
         meter: Meter | None = None,
     ) -> None:
         opened = open_bundle(bundle)
-        self.run, self.digest, self.max_pixels = opened.run, opened.digest, max_pixels
+        self.run, self.digest = opened.run, opened.digest
         self.meter = meter or Meter()
         if library is None:
             self.pipeline = open_pipeline(opened, device)
@@ -86,6 +88,7 @@ class BatchTranslator:
             self.pipeline.search = Noted(self.library, self.meter)
         self.name = self.pipeline.name
         self.gpu = self.pipeline.device.type == "cuda"
+        self.max_pixels = max_pixels if self.gpu else min(max_pixels, ON_CPU)
         if self.gpu:
             self.pipeline.model.to(memory_format=torch.channels_last)
         self.random_styles, self.guides, self.extras = self._warm_up()
@@ -167,19 +170,22 @@ class BatchTranslator:
 
     def translate(self, jobs: Sequence[Job]) -> list[Done | Exception]:
         """Translate pictures of any sizes and targets; like ones share a forward. One that fails does not harm the others."""
+        results = dict(self.each(jobs))
+        return [results[index] for index in range(len(jobs))]
+
+    def each(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Done | Exception]]:
+        """The same: index and result of each, as soon as it is computed."""
         groups: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
-        results: dict[int, Done | Exception] = {}
         chosen: dict[int, Values] = {}
         for index, found in enumerate(self._values(jobs)):
             if isinstance(found, Exception):
-                results[index] = found
+                yield index, found
             else:
                 chosen[index] = found
                 groups[jobs[index].key(self.pipeline.model.stride)].append(index)
         for indices in groups.values():
             for part in self._parts(indices, jobs[indices[0]].picture):
-                results.update(zip(part, self._done(part, jobs, chosen), strict=True))
-        return [results[index] for index in range(len(jobs))]
+                yield from zip(part, self._done(part, jobs, chosen), strict=True)
 
     def _done(self, part: Sequence[int], jobs: Sequence[Job], chosen: Mapping[int, Values]) -> Sequence[Done | Exception]:
         self.meter.batch.labels(self.name).observe(len(part))

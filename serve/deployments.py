@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -25,9 +24,10 @@ from recollect.styles import StyleError
 from recollect.trainable import AttributeWise
 from serve import describe
 from serve.batch import BatchTranslator, near, refused
+from serve.forwards import Forwards
 from serve.metrics import Meter
 from serve.retrieval import RemoteIndex, ServedLibrary
-from serve.work import Answer, Done, Found, Job, Pixels, Refusal, Wish
+from serve.work import Answer, Done, Found, Pixels, Refusal, Wish
 
 logger = logging.getLogger("ray.serve")
 EMBEDDED = 32  # pictures that are embedded at a time for the index
@@ -59,12 +59,8 @@ class Translator:
         torch.set_num_threads(threads)
         self.bundles, self.shards, self.device, self.max_pixels = bundles, tuple(shards), device, max_pixels
         self.meter, self.loop = Meter(), asyncio.get_running_loop()
-        self.forwards = asyncio.Lock()  # models take turns: two forwards at once would only share the cores
+        self.forwards = Forwards(max_batch_size, batch_wait_s, self.meter)
         self.model = await self._open("", bundle)
-        self.batched.set_max_batch_size(max_batch_size)
-        self.batched.set_batch_wait_timeout_s(batch_wait_s)
-        self.idle = asyncio.Event()
-        self.idle.set()
         self.items: dict[str, Any] = {}  # by digest of a bundle
         if bundles:
             self.further = ray.serve.multiplexed(max_num_models_per_replica=loaded)(self._further())
@@ -97,32 +93,6 @@ class Translator:
         found: BatchTranslator = await self.further(name)
         return found
 
-    @ray.serve.batch  # type: ignore[untyped-decorator]  # Ray's types are not read
-    async def batched(self, work: list[tuple[BatchTranslator, Job, float]]) -> list[Done | Exception]:
-        """In a thread, so that this replica goes on taking requests and answering health checks."""
-        self.idle.clear()
-        try:
-            async with self.forwards:
-                now = time.perf_counter()
-                for _, _, asked in work:
-                    self.meter.stages.labels("queue").observe(now - asked)
-                return await asyncio.to_thread(_each_by_its_own, [(model, job) for model, job, _ in work])
-        finally:
-            self.idle.set()
-
-    async def _translated(self, model: BatchTranslator, job: Job) -> Done | Exception:
-        """Join a batch only when no forward is under way: Ray closes a batch after its wait even if it must then queue behind
-        another, so under load, without this, many small batches would form where one large one could."""
-        waiting = self.meter.waiting.labels(model.name)
-        waiting.inc()
-        try:
-            asked = time.perf_counter()
-            await self.idle.wait()
-            result: Done | Exception = await self.batched((model, job, asked))
-            return result
-        finally:
-            waiting.dec()
-
     async def translate(self, name: str, picture: Pixels, wish: Wish) -> Answer | Refusal:
         """Translate one picture (3, H, W), once for each sample."""
         model = await self._named(name)
@@ -131,7 +101,7 @@ class Translator:
         refusal = model.refusal(wish)
         if refusal:
             return refusal
-        results = await asyncio.gather(*[self._translated(model, job) for job in model.jobs(picture, wish)])
+        results = await self.forwards(model, model.jobs(picture, wish))
         done = [result for result in results if isinstance(result, Done)]
         for result in results:
             if isinstance(result, StyleError | attributes.TargetError):  # what only the pictures themselves could tell
@@ -200,15 +170,6 @@ class Translator:
     def check_health(self) -> None:
         """Called by Ray Serve; a replica that raises here is replaced."""
         self.model.check()
-
-
-def _each_by_its_own(work: Sequence[tuple[BatchTranslator, Job]]) -> list[Done | Exception]:
-    """The jobs of each model together. (A batch of Ray is of one name, whose bundle may have been opened anew in between.)"""
-    results: dict[int, Done | Exception] = {}
-    for model in {id(model): model for model, _ in work}.values():
-        own = [index for index, (theirs, _) in enumerate(work) if theirs is model]
-        results.update(zip(own, model.translate([work[index][1] for index in own]), strict=True))
-    return [results[index] for index in range(len(work))]
 
 
 def _version(model: BatchTranslator) -> str:

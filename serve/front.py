@@ -20,6 +20,7 @@ from serve.work import Refusal
 
 T = TypeVar("T")
 READY_S = 5.0  # a translator that does not say what it is within this time is not ready
+SMALL = 2**20  # bytes; gRPC between replicas takes four times as many at most
 Responses = dict[int | str, dict[str, Any]]
 ERRORS: Responses = {
     401: {"model": ErrorAnswer, "description": "the server wants a token, and there is none or a wrong one"},
@@ -56,17 +57,21 @@ class Front:
         self.translator, self.shards, self.limits, self.guard = translator, tuple(shards), limits, guard
         self.time_limit_s, self.meter = time_limit_s, Meter()
         self._peers: DeploymentHandle | None = None
+        self._handles: dict[tuple[str, str, bool], Any] = {}
 
-    async def asked(self, method: str, *arguments: Any, model: str = "", seconds: float | None = None, tries: int = 3) -> Any:
+    async def asked(
+        self, method: str, *arguments: Any, model: str = "", seconds: float | None = None, tries: int = 3, small: bool = False
+    ) -> Any:
         """What the translator answers; its refusals, and Ray Serve's, are raised as ApiError.
 
-        A replica may end under a request; another one then gets it, up to `tries` in all, in the same time.
+        A replica may end under a request; another one then gets it, up to `tries` in all, in the same time. What is `small`, with
+        its answer, takes the shorter way between processes, which does not carry SMALL bytes.
         """
         limit = seconds or self.time_limit_s
         until = asyncio.get_running_loop().time() + limit
         for left in reversed(range(tries)):
             try:
-                answer = await self._asked(method, arguments, model, limit, until)
+                answer = await self._asked(method, arguments, model, limit, until, small)
                 break
             except ApiError as error:
                 if error.code != "interrupted" or not left:
@@ -76,14 +81,22 @@ class Front:
             raise answer.error()
         return answer
 
-    async def _asked(self, method: str, arguments: tuple[Any, ...], model: str, limit: float, until: float) -> Any:
-        translator = self.translator.options(multiplexed_model_id=model) if model in self.further else self.translator
-        handle = getattr(translator, method)
+    async def _asked(self, method: str, arguments: tuple[Any, ...], model: str, limit: float, until: float, small: bool) -> Any:
+        handle = self._handle(method, model if model in self.further else "", small)
         with errors.of_serve():
             try:
                 return await asyncio.wait_for(handle.remote(*arguments), until - asyncio.get_running_loop().time())
             except TimeoutError:
                 raise errors.too_slow(limit) from None
+
+    def _handle(self, method: str, model: str, small: bool) -> Any:
+        """The translator's method. Handles are kept: making one takes as long as asking it."""
+        key = (method, model, small)
+        if key not in self._handles:
+            chosen = {"multiplexed_model_id": model} if model else {}
+            # By value: over gRPC from process to process. Else through Ray's object store, for which a call is twice the work.
+            self._handles[key] = self.translator.options(method_name=method, _by_reference=not small, **chosen)
+        return self._handles[key]
 
     def peers(self) -> DeploymentHandle:
         """All ingress replicas, this one among them."""

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import ApiError
 
-OPEN = ("/", "/healthz", "/favicon.ico")  # what tells nothing: whether somebody is there, and the page's own files
+OPEN = ("/", "/docs", "/healthz", "/favicon.ico")  # what tells nothing of this server: that it is there, our page, our manual
 OPEN_BELOW = "/page/"
 ADMIN = "/v1/index/"
 SHORTEST = 16  # characters of a token

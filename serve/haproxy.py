@@ -18,20 +18,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-BODY = json.dumps(
-    {
-        "error": {
-            "code": "unavailable",
-            "message": "no process of the server took the request",
-            "hint": "try again in a moment; /readyz says when it is back",
-        }
-    }
-)
-UNAVAILABLE = (
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nX-Recollect-Error: unavailable\r\n"
-    f"Connection: close\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
-).encode()
+BUFFER_BYTES = 256 * 2**10  # what HAProxy holds of a request, and can therefore ask again elsewhere
+BODY_S = 60  # a caller has so long for the headers, and for as much of the body as the buffer holds
 DRAIN_S = 2  # a replica that is stopped is still reachable for so long, until HAProxy knows; callers do not notice
+
+
+def _said(status: str, code: str, message: str, hint: str) -> bytes:
+    """What HAProxy answers by itself, in the one form of our errors."""
+    body = json.dumps({"error": {"code": code, "message": message, "hint": hint}})
+    headers = f"Content-Type: application/json\r\nRetry-After: 1\r\nX-Recollect-Error: {code}\r\nConnection: close"
+    return f"HTTP/1.1 {status}\r\n{headers}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+ANSWERS = {
+    "unavailable.http": _said(
+        "503 Service Unavailable",
+        "unavailable",
+        "no process of the server took the request",
+        "try again in a moment; /readyz says when it is back",
+    ),
+    "slow.http": _said(
+        "408 Request Timeout",
+        "slow_request",
+        f"the request did not arrive within {BODY_S} s",
+        "try again over a faster connection, or send a smaller picture",
+    ),
+}
 
 
 def binary() -> str | None:
@@ -70,9 +82,9 @@ def environment(folder: Path, program: str) -> dict[str, str]:
     files.mkdir(parents=True, exist_ok=True)
     metrics, stats = free_ports(2)
     wrapper = files / "haproxy"
-    unavailable = files / "unavailable.http"
-    unavailable.write_bytes(UNAVAILABLE)
-    wrapper.write_text(_wrapper(program, metrics, stats, unavailable))
+    for name, answer in ANSWERS.items():
+        (files / name).write_bytes(answer)
+    wrapper.write_text(_wrapper(program, metrics, stats, files))
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -87,25 +99,42 @@ def environment(folder: Path, program: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         # A connection that ends before an answer began is tried at another ingress: whatever is asked twice is answered alike.
-        # Only what fits into the buffer can be sent again; the rest is closed, as a caller then sees.
+        # Only what fits into the buffer can be sent again; for the rest the connection ends.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # one is far from busy at what a translator can answer
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
     }
 
 
-def _wrapper(program: str, metrics: int, stats: int, unavailable: Path) -> str:
+def _wrapper(program: str, metrics: int, stats: int, files: Path) -> str:
     """A script that Ray Serve starts in place of HAProxy: it edits the configuration, and becomes HAProxy.
 
     Two addresses are narrowed to this machine. What HAProxy itself says when no ingress answers, which would be a 500 in plain
     text, is a 503 in the one form of our errors. And where a Ray that is killed would leave it behind, a watcher ends it.
+
+    The rest is for an ingress that dies under requests. HAProxy asks another one only what it sent whole out of its buffer, so it
+    has to wait for a body that fits before it sends anything; and where no other one answers, it says so only if the
+    connection to the dead one was new: on one that served before it would close the caller's without a word.
+    Ray Serve's own proxy, which it would ask while no ingress is up, answers a death by a 500 in plain text: it is not asked.
     """
+    whole = f"http-request wait-for-body time {BODY_S}s unless {{ req.hdr_val(content-length) gt {BUFFER_BYTES} }}"
+    added = (
+        "option http-server-close",
+        "option http-pretend-keepalive",  # told to close, an ingress does so on a body that it refuses unread: a reset
+        "option http-ignore-probes",
+        f"timeout http-request {BODY_S}s",
+        f"errorfile 408 {files / 'slow.http'}",
+    )
+    lines = "".join(f"\\n    {line}" for line in added)
     edits = (
         f"s/bind :{metrics}$/bind 127.0.0.1:{metrics}/",
         f"s/bind \\*:{stats}$/bind 127.0.0.1:{stats}/",
-        f"s#errorfile \\(50[234]\\) .*#errorfile \\1 {unavailable}#",
+        f"s#errorfile \\(50[234]\\) .*#errorfile \\1 {files / 'unavailable.http'}#",
+        f"s#^    option abortonclose$#&{lines}#",
+        f"s#^frontend http_frontend$#&\\n    {whole}#",
+        "s/ check backup$/& disabled/",
     )
     return "\n".join(
         [

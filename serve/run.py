@@ -40,6 +40,8 @@ OBJECT_STORE_BYTES = 512 * 2**20  # pictures under way; Ray would take a third o
 ENVIRONMENT = {  # of Ray's processes
     "AUTOSCALER_METRIC_PORT": "-1",  # Ray's own pages would be on all addresses, whatever the server listens on; ours is /metrics
     "DASHBOARD_METRIC_PORT": "-1",
+    "RAY_enable_metrics_collection": "0",  # the same of each machine, and the time that every process spends on them
+    "RAY_worker_niceness": "0",  # Ray's 15 would leave replicas a thirtieth of a core beside whoever asks them
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine a proxy that starts is killed at 5 s, again and again
 }
 CODE = ("recollect", "trainables", "serve")  # what workers on other machines need of ours

@@ -5,6 +5,7 @@ Arrays travel between deployments without a copy; tensors would not.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,6 +44,14 @@ class Wish:
     exemplar: Pixels | None = None  # a picture of the target domain whose style is wanted
     styles: ClassStyles | None = None  # those of single classes
     extras: frozenset[str] = frozenset()  # of EXTRAS: what is told beside the pictures
+
+    def bytes(self, picture: Pixels) -> int:
+        """About how many go to the translator, or come back, whichever is more; thumbnails can be any number."""
+        if "thumbnails" in self.extras:
+            return sys.maxsize
+        further = sum(own.nbytes for own in (self.styles.pictures if self.styles else {}).values())
+        sent = picture.nbytes + further + (self.exemplar.nbytes if self.exemplar is not None else 0)
+        return max(sent, 2 * picture.nbytes * len(self.seeds or (None,)))  # a mask and a map are less than the picture
 
 
 EXTRAS = ("memory_map", "attention_mask", "neighbours", "thumbnails")

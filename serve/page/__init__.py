@@ -3,6 +3,7 @@
     index.html   what stands there before any script runs
     page.css     light and dark, wide and narrow
     main.js      the state, and what follows from what; the other scripts are its parts
+    manual.py    the documentation at /docs, made of the OpenAPI description
 
 Every path in them is relative, so the page also works behind a proxy that adds a prefix (with a slash at its end).
 """
@@ -12,8 +13,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
+
+from serve.page import manual
 
 FOLDER = Path(__file__).parent
 KINDS = {
@@ -50,7 +53,8 @@ def files() -> dict[str, bytes]:
 
 
 def install(api: FastAPI) -> None:
-    """Serve the page at `/` and its parts at `/page/NAME`."""
+    """Serve the page at `/`, its parts at `/page/NAME`, and the documentation of `api` at `/docs`."""
+    api.add_api_route("/docs", docs, methods=["GET", "HEAD"], include_in_schema=False)
     api.add_api_route("/", index, methods=["GET", "HEAD"], include_in_schema=False)
     api.add_api_route("/page/{name}", part, methods=["GET", "HEAD"], include_in_schema=False)
 
@@ -58,6 +62,17 @@ def install(api: FastAPI) -> None:
 async def index() -> Response:
     """The page."""
     return _sent("index.html")
+
+
+@functools.cache
+def documented(api: FastAPI) -> bytes:
+    """The documentation of `api`."""
+    return manual.render(api.openapi()).encode()
+
+
+async def docs(request: Request) -> Response:
+    """What every request can hold, and every answer."""
+    return Response(documented(request.app), headers={**HEADERS, "Content-Type": KINDS[".html"]})
 
 
 async def part(name: str) -> Response:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from serve import asked
 from serve.answers import Extras, MemoryMap, TranslateAnswer
 from serve.asked import Asked
-from serve.front import ERRORS, At
+from serve.front import ERRORS, SMALL, At
 from serve.metrics import Meter
 from serve.openapi import picture_answer, request_body
 from serve.pictures import PictureError, base64_png, decode, encode, encode_map, resized, to_base64
@@ -53,7 +53,8 @@ async def translate(request: Request, front: At) -> Response:
     with front.meter.stage("read"):
         wanted = await asked.translation(request, front.limits)
     picture, wish = await asyncio.to_thread(_wish, wanted, front.limits, front.meter)  # the loop reads other requests
-    answer = await front.asked("translate", wanted.model, picture, wish, model=wanted.model)
+    small = wish.bytes(picture) < SMALL
+    answer = await front.asked("translate", wanted.model, picture, wish, model=wanted.model, small=small)
     make = _json if wanted.as_json else _picture
     return await asyncio.to_thread(make, answer, wanted.options, wish.seeds, front.meter)
 

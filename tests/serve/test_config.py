@@ -67,9 +67,9 @@ def test_capacity_follows_the_batch() -> None:
     front = ingress._bound_deployment
     translator = front.init_args[0]._bound_deployment
     assert translator.name == "Translator" and translator.num_replicas == 2
-    assert translator.max_ongoing_requests == 48 and translator.max_queued_requests == 10
+    assert translator.max_ongoing_requests == 48 + 10 and translator.max_queued_requests == 10
     assert translator.ray_actor_options["num_gpus"] == 0.5
-    assert front.max_ongoing_requests > 2 * 48 + 10  # the ingress must not be what fills up first
+    assert front.max_ongoing_requests > 2 * 58 + 10  # the ingress must not be what fills up first
 
 
 def test_on_kubernetes_the_same_is_deployed() -> None:

@@ -136,16 +136,19 @@ def test_haproxy_keeps_its_own_ports_on_this_machine(tmp_path: Path) -> None:
     written = tmp_path / "haproxy.cfg"
     written.write_text(
         f"    bind :{metrics}\n  bind *:{stats}\n    bind *:8000\n    errorfile 502 /x/y.http\n    errorfile 503 /x/y.http\n"
+        "    server ours 127.0.0.1:1 check observe layer4\n    server fallback 127.0.0.1:2 check backup\n"
     )
     words = [found["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(written), "-sf", "1"]
     assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == f"-db -f {written} -sf 1\n"
     ours = found["RAY_SERVE_HAPROXY_BINARY_PATH"].removesuffix("haproxy") + "unavailable.http"
-    assert written.read_text().split("\n")[:5] == [
+    assert written.read_text().splitlines() == [
         f"    bind 127.0.0.1:{metrics}",
         f"  bind 127.0.0.1:{stats}",
         "    bind *:8000",
         f"    errorfile 502 {ours}",
         f"    errorfile 503 {ours}",
+        "    server ours 127.0.0.1:1 check observe layer4",
+        "    server fallback 127.0.0.1:2 check backup disabled",
     ]
     answer = Path(ours).read_bytes()
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -1,5 +1,9 @@
 """What users notice of deaths and changes under load: nothing. A 503 is tried again, as its header says; anything else counts.
 
+The load is a share of what the server answered just before, sent by the clock whether earlier requests are answered or not.
+Asserted is that no request ends with anything but a 200, and that the load was there: 90 % of that rate at least was sent.
+How long answers take is printed and not asserted: on two cores the replicas that start take the time of those that answer.
+
 `make test-holding`; RECOLLECT_HOLD_S sets how long each part lasts (default 60).
 """
 
@@ -31,24 +35,27 @@ SHARE = 0.8  # of what it can answer at most
 
 
 class Held:
-    """A server, and how much it can answer."""
+    """A server, and load for it."""
 
     def __init__(self, running: run.Running, guided: Guided) -> None:
         self.running, self.guided = running, guided
         content = encoded(painted(32, 32))
         self.post = Post(f"{running.url}/v1/translate", {"neighbours": "ids"}, content)
-        self.rate = SHARE * asyncio.run(closed(self.post, 16, 5)).rate
-        assert self.rate > 1
 
     def under_load(self, happens: Callable[[Callable[[], bool]], None]) -> Outcome:
         """Load for HOLD_S, while something happens beside it."""
+        most = asyncio.run(closed(self.post, 16, 5)).rate
+        rate = SHARE * most
+        assert rate > 1
         until = time.monotonic() + HOLD_S
         busy = threading.Thread(target=happens, args=(lambda: time.monotonic() < until,))
         busy.start()
-        outcome = asyncio.run(paced(self.post, self.rate, lambda: time.monotonic() < until or busy.is_alive()))
+        outcome = asyncio.run(paced(self.post, rate, lambda: time.monotonic() < until or busy.is_alive()))
         busy.join()
-        print(f"{self.rate:.1f}/s: {dict(outcome.statuses)}, {outcome.retries} retries, p99 {outcome.percentile(0.99):.0f} ms")
-        assert sum(outcome.statuses.values()) > 0.9 * self.rate * HOLD_S
+        sent = sum(outcome.statuses.values())
+        print(f"{most:.1f}/s before; {sent} sent at {rate:.1f}/s: {dict(outcome.statuses)}, {outcome.retries} retries of a 503")
+        print(f"p50 {outcome.percentile(0.5):.0f} ms, p99 {outcome.percentile(0.99):.0f} ms")
+        assert sent > 0.9 * rate * HOLD_S
         return outcome
 
 

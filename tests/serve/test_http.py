@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import os
+import re
 import select
 import socket
 from collections.abc import Iterator
@@ -179,7 +180,9 @@ def test_model_card(server: Server) -> None:
 def test_health_and_docs(server: Server) -> None:
     assert server.get("/healthz").json() == {"ok": True}
     assert server.get("/readyz").json() == {"ready": "tinted"}
-    assert "swagger" in server.get("/docs").text
+    manual = server.get("/docs")
+    assert manual.headers["content-type"].startswith("text/html") and "POST /v1/translate" in manual.text
+    assert not re.search(r'(src|href)="(https?:)?//', manual.text)
     schema = server.get("/openapi.json").json()
     assert schema["info"]["title"] == "Recollect" and "deterministic" in schema["info"]["description"]
     translate = schema["paths"]["/v1/translate"]["post"]

@@ -82,7 +82,13 @@ def summary(
     """Markdown: the trials, the best one's settings beside those that the search began from, what mattered, and the final."""
     goals = [aim.name for aim in aims if aim.name in table and aim.name != OBJECTIVE]
     shown = ["trial", OBJECTIVE, *goals, *(["front"] if "front" in table else []), "status", "step", "host"]
-    lines = [f"# Search: {len(table)} trials", "", f"It {' and '.join(map(str, aims))}{'' if metric == 'auto' else f', which is {metric}'}.", "", *_head(shown)]
+    lines = [
+        f"# Search: {len(table)} trials",
+        "",
+        f"It {' and '.join(map(str, aims))}{'' if metric == 'auto' else f', which is {metric}'}.",
+        "",
+        *_head(shown),
+    ]
     lines += [_line([row[name] for name in shown]) for _, row in table.iterrows()]
     heads = ["field", "as it began", f"trial {table.iloc[0]['trial']}", *(["importance"] if weights else [])]
     lines += ["", "## Settings of the best trial", ""]
