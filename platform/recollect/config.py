@@ -148,6 +148,8 @@ class Engine(Frozen):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0: none are kept
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     channels_last: bool = False
+    recompute: bool = False  # residual blocks compute their activations again in the backward pass: less memory, the same numbers
+    compile: bool = False  # residual blocks are compiled, each size of picture once; eagerly where there is no compiler
     device: str = "auto"
     threads: int = 0  # torch threads a process; 0: torch's own choice
     feed: Literal["local", "ray"] = "local"  # who decodes: threads of each rank, or Ray tasks on any node; the batches are equal

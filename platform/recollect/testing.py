@@ -226,6 +226,16 @@ class TrainableContract:
             difference, name = largest_difference(alone, rank)
             assert difference < 1e-10, f"{name} differs by {difference}"
 
+    def test_activations_that_are_computed_again_change_nothing(self) -> None:
+        states = []
+        for again in (False, True):
+            run = overlay(self._exact(), {"engine.recompute": again, "engine.batch_size": 2})
+            trainer = Trainer(run, self.domains, device="cpu", search=noise_search)
+            for _ in range(2):
+                trainer.update(noise_batches(run, self.domains, trainer.model.stride, range(2)))
+            states.append(trainer.model.state_dict())
+        assert largest_difference(*states)[0] == 0
+
     def _exact(self) -> Run:
         plain = Optimiser(kind="sgd", lr=0.01)
         changed = overlay(self.run, {"engine.precision": "fp64", "engine.batch_size": 4, "engine.ema": 0.0})

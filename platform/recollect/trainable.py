@@ -116,6 +116,13 @@ class Phase(NamedTuple):
     clip: float | None = None  # largest norm of each net's gradient
 
 
+class Block(nn.Module):
+    """A part that is heavy and repeated, and whose output depends on its inputs and weights alone: a residual block.
+
+    `engine.recompute` lets it forget its activations; `engine.compile` compiles it.
+    """
+
+
 class Trainable(nn.Module):
     """A method. Subclasses set `Config`, `Weights` and `presets`, and are listed in the catalogue."""
 

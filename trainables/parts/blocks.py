@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recollect.trainable import Block
+
 Norm = Literal["none", "instance", "layer"]
 
 
@@ -45,7 +47,7 @@ def deconv(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1), make_norm(norm, outputs), nn.ReLU())
 
 
-class ResBlock(nn.Module):
+class ResBlock(Block):
     """Two 3x3 convolutions with instance norm around a skip; no activation at the end (DRIT's INSResBlock)."""
 
     def __init__(self, channels: int, norm: Norm = "instance") -> None:
@@ -89,7 +91,7 @@ class Modulation(nn.Module):
         return normal * (1 + scale) + shift
 
 
-class ModulatedResBlock(nn.Module):
+class ModulatedResBlock(Block):
     """A residual block whose norms are modulated by a style map."""
 
     def __init__(self, channels: int, style_dim: int) -> None:
@@ -112,7 +114,7 @@ def adain(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.instance_norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
 
 
-class AdaINResBlock(nn.Module):
+class AdaINResBlock(Block):
     """A residual block whose two instance norms take shift and scale from a vector of style parameters (MUNIT)."""
 
     def __init__(self, channels: int) -> None:

@@ -37,8 +37,10 @@ class Finished:
 def digest_of(run: Run) -> str:
     """What a trial is known by."""
     config = overlay(run, {"name": "", "data.store": ""}).model_dump(mode="json")
-    for name in ("feed", "feed_ahead", "feed_resource"):  # who decodes changes nothing, and older registers do not have it
+    for name in ("feed", "feed_ahead", "feed_resource", "recompute"):  # they change nothing, and older registers lack them
         del config["engine"][name]
+    if not config["engine"]["compile"]:  # older registers lack it, too
+        del config["engine"]["compile"]
     known = [config, Store.open(run.data.store).digest]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

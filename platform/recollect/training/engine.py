@@ -33,6 +33,7 @@ from recollect.objective import active, weigh
 from recollect.pipeline import Pipeline
 from recollect.trainable import Draws, Embedder, Phase, Queries, Search, Step, Trainable, Translator
 from recollect.training import checkpoint
+from recollect.training.blocks import compiled, recompute
 from recollect.training.card import card_of
 from recollect.training.mlflow import Sink
 from recollect.training.optim import make_optimisers, rate, trained_nets
@@ -105,6 +106,10 @@ class Trainer:
         self.ema: AveragedModel | None = None
         if run.engine.ema:
             self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
+        if run.engine.recompute:  # after the copy that is averaged, which is never trained
+            recompute(self.model)
+        if run.engine.compile:
+            compiled(self.model)
         self.active = active(run.weights)
         self.phases = tuple(self.model.phases())
         for phase in self.phases:
