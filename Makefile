@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= passive
 export RAY_USAGE_STATS_ENABLED = 0
 
 # Tests that start Ray run one after another: actors and endpoints have only seconds to come up.
-ON_RAY := tests/serve tests/experiments $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_ingest.py test_launch.py test_remote.py test_tune.py)
+ON_RAY := tests/serve tests/experiments/test_tune_memory.py $(addprefix tests/recollect/,retrieval/test_embed.py test_cli.py test_cluster.py test_ingest.py test_launch.py test_remote.py test_tune.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-holding test-cluster test-failures test-bucket check bench bench-serve bench-scaling docs clean

@@ -34,6 +34,8 @@ def trainer(
     changes["engine"] = {"batch_size": batch, "device": device}
     if method == "rg_unit" or name == "gmm_unit:paper":
         changes["model"] = STAGE1
+    if method == "retriever":  # which begins from stage 1
+        changes["model"] = {"translator": merge(preset(name.replace("retriever", "gmm_unit")).model.model_dump(), STAGE1)}
     if name == "rg_unit:tiny":  # as its parents would have it
         tiny = preset("gmm_unit:tiny").model.model_dump(exclude={"name", "vgg16", "gan"})
         changes["model"] = {**tiny, "embedding": preset("retriever:tiny").model.embedding.model_dump()}  # type: ignore[attr-defined]
@@ -56,6 +58,8 @@ def measure(
     for method in methods:
         for size in sizes:
             for batch in batches:
+                if method == "retriever" and batch % 2:  # it learns from pairs
+                    continue
                 work[f"{method}:{which} {size} px, batch {batch}"] = step(f"{method}:{which}", size, batch, device)
     return interleaved(work, repeats, device)
 

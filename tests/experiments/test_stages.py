@@ -289,6 +289,7 @@ def whole(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_chain_whose_second_stage_is_killed_goes_on_and_ends_the_same(start: Start, whole: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *STEPS)
     wait_for(lambda: list(tmp_path.glob("chain/retriever-*/*/last/training.json")), process)

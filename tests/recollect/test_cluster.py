@@ -129,6 +129,7 @@ def mapped(pictures: Path, work: Path, **environment: str) -> str:
     return run(MAPPER, work.parent, str(pictures), str(work), **environment)
 
 
+@pytest.mark.slow
 def test_a_function_is_mapped_over_shards_and_what_is_done_stays(pictures: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     output = mapped(pictures, work, FAILS_ON="train-0064")

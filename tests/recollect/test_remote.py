@@ -105,6 +105,7 @@ def run(store: Store) -> Run:
     return suit(made, store).model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=0.01)}})
 
 
+@pytest.mark.slow
 def test_a_run_fed_from_elsewhere_ends_bit_equal_also_resumed(run: Run, tmp_path: Path) -> None:
     whole = open_bundle(train(run, tmp_path / "whole").parent / "last").state("model")
     train(overlay(run, {"engine.steps": 2}), tmp_path / "half")

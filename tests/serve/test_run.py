@@ -121,6 +121,7 @@ def array(content: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(np.int64)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="the line it prints is for curl")
 def test_mguit_is_served_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None:
     bundle, port = write_mguit(tmp_path), free_port()
@@ -148,6 +149,7 @@ def test_mguit_is_served_until_ctrl_c_and_leaves_nothing(tmp_path: Path) -> None
         end(server, below)
 
 
+@pytest.mark.slow
 def test_sigterm_while_starting_leaves_nothing(tmp_path: Path) -> None:
     server, seen = launch(write_bundle(tmp_path), free_port(), tmp_path), dict[int, str]()
     try:
