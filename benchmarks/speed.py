@@ -4,7 +4,8 @@ Medians over interleaved repeats of CPU seconds (process time, so that neighbour
 a large convolution timed in the same run; then the index, which has a page of its own. Writes docs/results/speed.md and
 docs/results/index.md, and prints JSON.
 
-    python -m benchmarks.speed                                         about 15 minutes on one core
+    python -m benchmarks.speed                                         an hour on one core, most of it 8 pictures of 256 px
+    python -m benchmarks.speed --sizes 64 128                          some ten minutes
     python -m benchmarks.speed --only steps --sizes 64 --batches 1 8
     python -m benchmarks.speed --only released --released ../released  beside the authors' code
     python -m benchmarks.speed --only ladder --device cuda             fp32, bf16, channels_last

@@ -34,6 +34,8 @@ def trainer(
     changes["engine"] = {"batch_size": batch, "device": device}
     if method == "rg_unit" or name == "gmm_unit:paper":
         changes["model"] = STAGE1
+    if method == "cyclegan":
+        changes["model"] = {"picture_size": size}  # of its image pool
     if method == "retriever":  # which begins from stage 1
         changes["model"] = {"translator": merge(preset(name.replace("retriever", "gmm_unit")).model.model_dump(), STAGE1)}
     if name == "rg_unit:tiny":  # as its parents would have it
