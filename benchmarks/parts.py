@@ -145,9 +145,9 @@ def importing(repeats: int = 3) -> list[list[str]]:
 
 def peak_memory(name: str, size: int, batch: int) -> float:
     """GiB that a process needs at most which takes two steps of a preset on the CPU, with all its libraries."""
-    code = (
-        "import resource, sys; from benchmarks.steps import step; work = step(*sys.argv[1:2], *map(int, sys.argv[2:])); "
-        "work(); work(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    code = (  # the high water mark of its own memory: `ru_maxrss` is at least that of the process which started it
+        "import sys; from benchmarks.steps import step; work = step(*sys.argv[1:2], *map(int, sys.argv[2:])); work(); work(); "
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
     )
     said = subprocess.run([sys.executable, "-c", code, name, str(size), str(batch)], check=True, capture_output=True, text=True)
     return int(said.stdout.split()[-1]) / 2**20
