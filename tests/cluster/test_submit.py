@@ -51,7 +51,9 @@ def plain(text: str) -> str:
 
 
 def test_the_search_ran_on_several_hosts_and_left_its_results(hosts: Hosts, submitted: str) -> None:
-    assert "minimises scene_error" in submitted and "winner:" in submitted and "Traceback" not in submitted
+    ended = r"[^\n]*Exception ignored in(?:.*\n)*?[^\n]*SystemExit: \d+"  # a trial that was stopped while it tidied up: no error
+    assert "minimises scene_error" in submitted and "winner:" in submitted
+    assert "Traceback" not in re.sub(ended, "", submitted)
     trials = pd.read_parquet(hosts.storage / "trials.parquet")
     assert len(trials) == 4 and trials["objective"].notna().all() and (trials["status"] == "finished").any()
     assert len(set(trials["host"])) >= 2 and set(trials["host"]) <= set(NAMES)
