@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recollect.batch import Domains
-from recollect.config import preset
+from recollect.config import Optimiser, preset
 from recollect.testing import largest_difference, noise_batches
 from recollect.training.blocks import blocks
 from recollect.training.engine import Trainer
@@ -22,6 +22,7 @@ def trained(**engine: Any) -> Trainer:
     small = {"width": 8, "critic_width": 8, "critic_layers": 2, "content_blocks": 1, "generator_blocks": 1}
     data = {"domains": DOMAINS.names, "size": 32}
     run = preset("mguit:tiny", data=data, model=small, engine={"batch_size": 2, "threads": 1, "device": "cpu", **engine})
+    run = run.model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=0.01)}})  # Adam makes much of little
     trainer = Trainer(run, DOMAINS, device="cpu")
     for _ in range(2):
         trainer.update(noise_batches(run, DOMAINS, trainer.model.stride, range(2)))
@@ -45,4 +46,4 @@ def test_where_nothing_can_be_compiled_training_goes_on(
 def test_compiled_blocks_draw_what_they_drew() -> None:
     plain, quick = trained(), trained(compile=True)
     assert all(block._compiled_call_impl is not None for block in blocks(quick.model)) and list(blocks(quick.model))
-    assert largest_difference(plain.model.state_dict(), quick.model.state_dict())[0] < 1e-3  # Adam makes much of little
+    assert largest_difference(plain.model.state_dict(), quick.model.state_dict())[0] < 1e-4
