@@ -20,7 +20,7 @@ from recollect.data.store import Store
 from recollect.data.worlds import build_streets
 from recollect.testing import largest_difference
 from recollect.training.session import train
-from tests.failures import processes
+from tests import processes
 from tests.failures.searcher import STEPS, TRIALS, run_on
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from recollect.data.store import Store
 from recollect.data.worlds import build_streets
 from recollect.testing import largest_difference
 from recollect.training import launch
-from tests.failures import processes
+from tests import processes
 from tests.failures.searcher import run_on
 
 TWO = launch.Resources(workers=2, cpus_per_worker=1)

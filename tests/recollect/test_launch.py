@@ -20,6 +20,7 @@ from recollect.testing import largest_difference
 from recollect.training import launch
 from recollect.training.engine import NotFinite
 from recollect.training.session import suit, train
+from tests import processes
 
 TWO = launch.Resources(workers=2, cpus_per_worker=1)
 
@@ -93,20 +94,9 @@ def test_a_worker_that_is_killed_is_replaced_and_the_run_ends_bit_equal(run: Run
 
 
 def train_workers() -> list[int]:
-    """The pids of this cluster's Ray Train workers (children of our own raylet only)."""
+    """The pids of this cluster's Ray Train workers."""
     session = ray._private.worker.global_worker.node.get_session_dir_path()  # type: ignore[attr-defined]
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes().decode(errors="replace")
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                raylet = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
-            except (OSError, ValueError):
-                continue
-            if "RayTrainWorker" in title and session in raylet:
-                found.append(int(folder.name))
-    return sorted(found)
+    return processes.workers(session, "RayTrainWorker")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_its_state_is_kept(run: Run, tmp_path: Path) -> None:

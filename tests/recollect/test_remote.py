@@ -24,6 +24,7 @@ from recollect.data.worlds import build_faces, build_streets
 from recollect.testing import largest_difference
 from recollect.training import launch
 from recollect.training.session import suit, train
+from tests import processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,18 +56,7 @@ def same(one: Batch, two: Batch) -> bool:
 def decoders() -> list[int]:
     """The pids of the processes of this cluster that decode, and then of those that have just done so."""
     session = ray._private.worker.global_worker.node.get_session_dir_path()  # type: ignore[attr-defined]
-    found: list[tuple[bool, int]] = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes().decode(errors="replace")
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                raylet = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
-            except (OSError, ValueError):
-                continue
-            if title.startswith(("ray::_applied", "ray::IDLE")) and session in raylet:
-                found.append((title.startswith("ray::IDLE"), int(folder.name)))
-    return [pid for _, pid in sorted(found)]
+    return [pid for title in ("ray::_applied", "ray::IDLE") for pid in processes.workers(session, title)]
 
 
 def test_the_batches_are_those_of_the_local_feed_also_when_decoders_die(tmp_path: Path) -> None:
