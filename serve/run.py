@@ -24,6 +24,7 @@ from typing import Any, Literal
 import ray
 import ray.serve
 import torch
+from ray.serve.context import _get_global_client
 
 from recollect.bundle import absolute, open_bundle
 from recollect.config import find_method
@@ -94,7 +95,7 @@ class Running:
 
 def start(
     bundle: str | os.PathLike[str],
-    host: str = "127.0.0.1",
+    host: str | None = None,
     port: int = 8000,
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -114,6 +115,7 @@ def start(
 
     Args:
         bundle: a path or URI.
+        host: the address to listen on: 127.0.0.1 when not given, 0.0.0.0 on a cluster, where every node with a replica listens.
         address: `local` starts a Ray of its own (its own ports and folder; other Rays on the machine are not touched); anything
             else is the address of a cluster, which gets this code and must reach the bundle under the same path or URI.
         dashboard: with Ray's dashboard, on a free port (local only).
@@ -131,6 +133,7 @@ def start(
         RuntimeError: the server did not come up.
     """
     local = address == "local"
+    host = host or ("127.0.0.1" if local else "0.0.0.0")
     options = {**options, **_guarded(host, local, token, admin_token, insecure)}
     args = _args(bundle, device, local, options)
     if local:
@@ -145,9 +148,10 @@ def start(
         ray.serve.start(proxy_location="HeadOnly" if local else "EveryNode", http_options=http, logging_config=logging)
         undo.callback(ray.serve.shutdown if local else ray.serve.delete, *([] if local else [APPLICATION]))
         check()
+        _require_listening(host, port)
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        url = f"http://{_visible(host if local else _head())}:{port}"
+        url = f"http://{_visible(host if local or is_loopback(host) else _head())}:{port}"
         _wait_ready(url, ready_within_s, check, token)
         return Running(url, _get(f"{url}/v1/model", token), undo, args, local, token, logging)
     except BaseException:
@@ -289,6 +293,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _require_listening(host: str, port: int) -> None:
+    """Raise ValueError when the cluster's Ray Serve, which was there before us, listens elsewhere: it does not move."""
+    there = _get_global_client().http_config
+    if (there.host, there.port) != (host, port):
+        raise ValueError(
+            f"Ray Serve runs on this cluster already and listens on {there.host} port {there.port}; give --host {there.host} "
+            f"--port {there.port}, or end it with `serve shutdown`, which ends all that it serves"
+        )
+
+
 def _head() -> str:
     return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
 
@@ -333,14 +347,18 @@ def _wait_running(deadline: float, check: Callable[[], None]) -> None:
     raise RuntimeError(f"the server did not come up in time; the application is {application.status} {application.message}")
 
 
-def main(bundle: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
-    """Serve a bundle until Ctrl-C or SIGTERM: what `recollect serve` does. Arguments and errors are those of `start`."""
+def main(bundle: str | os.PathLike[str], host: str | None = None, port: int = 8000, **options: Any) -> None:
+    """Serve a bundle until Ctrl-C, SIGTERM, or the end of its terminal: what `recollect serve` does.
+
+    Arguments and errors are those of `start`.
+    """
     with _Signals() as signals:
         print(f"starting {bundle} ...", flush=True)
         with start(bundle, host, port, check=signals.check, **options) as running:
             print(_welcome(running), flush=True)
             signals.wait()
-            print("stopping ...", flush=True)
+            with contextlib.suppress(OSError):  # the terminal is gone
+                print("stopping ...", flush=True)
 
 
 def _welcome(running: Running) -> str:
@@ -358,7 +376,9 @@ def _welcome(running: Running) -> str:
 
 
 class _Signals:
-    """SIGINT and SIGTERM both stop the server in good order; further ones, while it is stopping, change nothing.
+    """SIGINT, SIGTERM and SIGHUP stop the server in good order; further ones, while it is stopping, change nothing.
+
+    A SIGHUP that is ignored (`nohup`) stays ignored.
 
     The handler raises nothing: an exception from a handler that happens to run inside a fork hook or a destructor is lost.
     Signals are read from a wake-up pipe instead, which tells as well which of them it was.
@@ -371,7 +391,10 @@ class _Signals:
         self.old: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        self.old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.old = {number: signal.signal(number, lambda *_: None) for number in numbers}
         self.before = signal.set_wakeup_fd(self.outbox.fileno(), warn_on_full_buffer=False)
         return self
 
@@ -383,14 +406,14 @@ class _Signals:
         self.outbox.close()
 
     def check(self) -> None:
-        """Raise SystemExit if one of the two has arrived."""
+        """Raise SystemExit if one of them has arrived."""
         with contextlib.suppress(BlockingIOError):
             arrived = [number for number in self.inbox.recv(4096) if number in self.old]
             if arrived:
                 raise SystemExit(128 + arrived[0])
 
     def wait(self) -> None:
-        """Until one of the two arrives, or has arrived since the last check."""
+        """Until one of them arrives, or has arrived since the last check."""
         while True:
             select.select([self.inbox], [], [])
             try:

@@ -344,7 +344,9 @@ def translate_whole_store(
 @app.command()
 def serve(
     bundle: Annotated[str, typer.Argument(help="A bundle.")],
-    host: str = "127.0.0.1",
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on; default: 127.0.0.1, and on a cluster 0.0.0.0.")
+    ] = None,
     port: int = 8000,
     index: Index = "",
     also: Also = None,
@@ -360,7 +362,7 @@ def serve(
 
     recollect serve runs/first/best --port 8000\n
     recollect serve runs/rg/best --index runs/faces-index --also plain=runs/gmm/best --set replicas=2\n
-    recollect serve s3://bucket/search/winner --address auto --host 0.0.0.0\n
+    recollect serve s3://bucket/search/winner --address auto\n
     curl -F image=@street.png -F target=night http://127.0.0.1:8000/v1/translate -o night.png
     """
     import recollect.cluster  # noqa: F401  before Ray: it tells Ray of the token that clusters ask for

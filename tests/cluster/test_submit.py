@@ -10,7 +10,9 @@ import io
 import json
 import os
 import platform
+import pty
 import re
+import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,10 +27,10 @@ from PIL import Image
 
 from recollect.bundle import open_bundle
 from recollect.data.store import Store
-from tests.cluster.conftest import ADDRESSES, HOSTS_SH, NAMES, Hosts
+from tests.cluster.conftest import ADDRESSES, HOSTS_SH, NAMES, ROOT, Hosts
 
 TOKEN = "a-token-of-this-test-alone"
-SERVE = "recollect serve $RECOLLECT_STORAGE/winner --address auto --host 0.0.0.0"
+SERVE = "recollect serve $RECOLLECT_STORAGE/winner --address auto"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
@@ -71,18 +73,9 @@ def test_strangers_are_kept_out(hosts: Hosts, submitted: str) -> None:
 def test_the_winner_is_served_from_the_cluster(hosts: Hosts, submitted: str) -> None:
     store = Store.open(hosts.storage / "streets-64")
     picture = store.record(store.ids("test", "sunny")[0]).image
-    serving = subprocess.Popen(
-        ["ray", "exec", str(hosts.config), f"RECOLLECT_TOKEN={TOKEN} {SERVE}"],
-        **hosts.terminal(),
-        stdin=subprocess.PIPE,
-    )
+    serving = Terminal(hosts, "ray", "exec", str(hosts.config), f"RECOLLECT_TOKEN={TOKEN} {SERVE}")
     try:
-        assert serving.stdout is not None
-        said = ""
-        while "Ctrl-C stops it" not in said:
-            line = serving.stdout.readline()
-            assert line, f"it ended: {plain(said)}"
-            said += line
+        said = serving.read(until="Ctrl-C stops it")
         url = f"http://{ADDRESSES[0]}:8000"
         assert f"is served at {url}" in said, said
         asked: dict[str, Any] = {"files": {"image": picture}, "data": {"target": "night"}, "timeout": 60, "trust_env": False}
@@ -93,16 +86,43 @@ def test_the_winner_is_served_from_the_cluster(hosts: Hosts, submitted: str) -> 
         assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
         card = httpx.get(f"{url}/v1/model", timeout=60, trust_env=False, **known).json()
         assert card["digest"] == open_bundle(hosts.storage / "winner").digest
-        assert serving.stdin is not None
-        serving.stdin.write("\x03")  # Ctrl-C, which ssh carries to the terminal there
-        serving.stdin.flush()
-        said = serving.communicate(timeout=120)[0]
-        assert "stopping ..." in said
+        serving.type("\x03")  # Ctrl-C, which ssh carries to the terminal there
+        assert "stopping ..." in serving.read() and serving.process.wait(60) == 0
         hosts.notes["served"] = f"`POST {url}/v1/translate` answered 200, a PNG of {len(answer.content)} bytes; Ctrl-C ended it"
     finally:
-        serving.kill()
+        serving.close()
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{url}/v1/model", timeout=10, trust_env=False).raise_for_status()
+
+
+class Terminal:
+    """A command at a terminal of its own. Where ssh has none, the one that it makes over there takes Ctrl-C for a character."""
+
+    def __init__(self, hosts: Hosts, *words: str) -> None:
+        self.ours, theirs = pty.openpty()
+        how = {"cwd": ROOT, "env": hosts.environment, "stdin": theirs, "stdout": theirs, "stderr": theirs}
+        self.process = subprocess.Popen(words, start_new_session=True, **how)
+        os.close(theirs)
+
+    def read(self, until: str = "", within_s: float = 120) -> str:
+        """What it says until it says `until`, or until it ends."""
+        said, deadline = "", time.monotonic() + within_s
+        while not until or until not in said:
+            assert select.select([self.ours], [], [], max(0, deadline - time.monotonic()))[0], f"in {within_s} s: {plain(said)}"
+            try:
+                said += os.read(self.ours, 65536).decode(errors="replace")
+            except OSError:  # EIO: nobody has it open any more
+                assert not until, f"it ended: {plain(said)}"
+                break
+        return plain(said)
+
+    def type(self, keys: str) -> None:
+        os.write(self.ours, keys.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
 
 
 def test_a_host_dies_and_the_search_ends_all_the_same(hosts: Hosts, submitted: str) -> None:

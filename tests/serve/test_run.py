@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,48 @@ def test_a_server_that_is_killed_leaves_no_proxy(tmp_path: Path) -> None:
         run.require_free("127.0.0.1", port)
     finally:
         end(server, below)
+
+
+@pytest.mark.slow
+def test_on_a_cluster_it_listens_where_it_is_told_and_ends_with_its_terminal(tmp_path: Path) -> None:
+    bundle, gcs, port = write_bundle(tmp_path), free_port(), free_port()
+    ray_command, bare = str(Path(sys.executable).with_name("ray")), {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    known = {**bare, "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    said: dict[str, Any] = {"env": known, "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+
+    def serve(*words: str) -> subprocess.Popen[str]:
+        code = "from recollect.cli import main; main()"
+        words = ("serve", str(bundle), "--address", f"127.0.0.1:{gcs}", *words)
+        return subprocess.Popen([sys.executable, "-c", code, *words], start_new_session=True, **said)
+
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="joined-") as short:
+        start = ["start", "--head", f"--port={gcs}", f"--temp-dir={short}/ray", "--num-cpus=4", "--include-dashboard=false"]
+        head = subprocess.Popen(
+            [ray_command, *start, "--object-store-memory=100000000", "--block"], start_new_session=True, **said
+        )
+        try:
+            output_until(head, "--block")
+            known["RECOLLECT_TOKEN"] = "a-token-of-this-test-alone"
+            first = serve("--port", str(port))  # on 0.0.0.0
+            told = output_until(first, "Ctrl-C stops it")
+            url = f"http://127.0.0.1:{port}/v1/model"
+            assert httpx.get(url, trust_env=False).status_code == 401, told
+            known_to = {"Authorization": f"Bearer {known['RECOLLECT_TOKEN']}"}
+            assert httpx.get(url, trust_env=False, headers=known_to).status_code == 200
+            second = serve("--port", str(free_port()))
+            out = ended(second)
+            assert second.returncode == 2 and f"give --host 0.0.0.0 --port {port}" in out, out
+            first.send_signal(signal.SIGHUP)  # what a broken connection sends
+            rest = ended(first)
+            assert first.returncode == 0 and "stopping" in rest, rest
+            assert httpx.get(url, trust_env=False, headers=known_to).status_code == 404  # Serve is there, and serves nothing
+            third = serve("--port", str(port), "--host", "0.0.0.0")
+            output_until(third, "Ctrl-C stops it")
+            os.killpg(third.pid, signal.SIGINT)
+            assert ended(third) and third.returncode == 0
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+            head.communicate(timeout=60)
 
 
 def test_a_port_in_use_is_told_before_ray_starts(tmp_path: Path) -> None:
