@@ -88,7 +88,10 @@ def test_the_winner_is_served_from_the_cluster(hosts: Hosts, submitted: str) -> 
         assert card["digest"] == open_bundle(hosts.storage / "winner").digest
         serving.type("\x03")  # Ctrl-C, which ssh carries to the terminal there
         assert "stopping ..." in serving.read() and serving.process.wait(60) == 0
-        hosts.notes["served"] = f"`POST {url}/v1/translate` answered 200, a PNG of {len(answer.content)} bytes; Ctrl-C ended it"
+        hosts.notes["served"] = (
+            f"`POST {url}/v1/translate` answered 401 without the token and with it 200, a PNG of\n  {len(answer.content)} bytes; "
+            "Ctrl-C ended it"
+        )
     finally:
         serving.close()
     with pytest.raises(httpx.HTTPError):
@@ -177,8 +180,8 @@ def write_page(hosts: Hosts, submitted: str, page: Path) -> None:
         f"""# A search on three hosts
 
 Written by `make test-cluster CLUSTER_PAGE=docs/results/cluster.md` with Ray {ray.__version__} on {os.cpu_count()} cores
-({platform.system()} {platform.release()}), which other work shared. Three hosts, {", ".join(NAMES)}, in namespaces of one
-machine, each with an sshd, an address and files of its own, and one folder that they share. What is launched is the repository's
+({platform.system()}), which all three hosts and whatever else ran there shared. Three hosts, {", ".join(NAMES)}, in
+namespaces of one machine, each with an sshd, an address and files of its own, and one folder that they share. What is launched is the repository's
 `cluster.local.yaml` with the lines changed that it marks.
 
 | command | seconds |
@@ -192,7 +195,7 @@ Typed one after the other; both ended with exit code 0. The script waited for th
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-- `{SERVE}` on the head, with a token,: {hosts.notes["served"]}.
+- `{SERVE}` on the head: {hosts.notes["served"]}.
 - A second search, without ASHA: {hosts.notes["died"]}.
 - A driver without the cluster's token did not get in.
 
