@@ -46,7 +46,7 @@ test-failures: $(READY)  ## random kills, full and unwritable disks   [KILLS=6] 
 test-bucket: $(READY)  ## storage in S3, against a server on this machine
 	test -x $(VENV)-s3/bin/moto_server || { $(PYTHON) -m venv $(VENV)-s3 && \
 	  $(VENV)-s3/bin/python -m pip install --quiet 'moto[s3]==5.2.5' boto3==1.44.8 flask==3.1.3 flask-cors==6.0.5; }
-	S3_SERVER=$(CURDIR)/$(VENV)-s3/bin/moto_server $(BIN)/python -m pytest -q tests/recollect/test_s3.py
+	S3_SERVER=$(CURDIR)/$(VENV)-s3/bin/moto_server $(BIN)/python -m pytest -q tests/recollect/test_s3.py tests/failures/test_storage.py
 
 test-holding: $(READY)  ## load while replicas die, bundles are rolled out and indexes swapped: minutes   [RECOLLECT_HOLD_S=60]
 	$(BIN)/python -m pytest -q -s tests/serve/test_holding.py

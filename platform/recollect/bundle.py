@@ -295,6 +295,23 @@ def filesystem_of(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), os.path.abspath(text)
 
 
+def read_text(place: str) -> str | None:
+    """A small text at a path or URI; None where there is none."""
+    filesystem, path = filesystem_of(place)
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    with filesystem.open_input_file(path) as stream:
+        return str(stream.read().decode())
+
+
+def write_text(place: str, text: str) -> None:
+    """Write a small text at a path or URI; the folder is made."""
+    filesystem, path = filesystem_of(place)
+    filesystem.create_dir(os.path.dirname(path), recursive=True)
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(text.encode())
+
+
 def absolute(uri: str) -> str:
     """A local path as an absolute one, for workers that stand in other folders; URIs, and nothing, as they are."""
     return uri if not uri or "://" in uri else os.path.abspath(uri)

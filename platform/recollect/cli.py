@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +62,7 @@ def train(
         typer.Argument(help="method:preset (mguit:tiny) or module:recipe (experiments.streets:sunny_night); not with --resume."),
     ] = "",
     changes: Changes = None,
-    out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/run"),
+    out: Annotated[str, typer.Option(help="The run's directory; with --workers also a URI, as in s3://bucket/run.")] = "runs/run",
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.")] = 0,
     min_workers: Annotated[
         int | None, typer.Option(help="Go on with so many where hosts die, and with more where they come; default: always all.")
@@ -87,14 +86,16 @@ def train(
         what, changes = "", [what, *changes]
     run = overlay(_begun(out, what), changes) if resume else _fresh(what, changes, dry_run)
     if run.name == Run.model_fields["name"].default:
-        run = overlay(run, {"name": out.name})
+        run = overlay(run, {"name": os.path.basename(out.rstrip("/"))})
     if dry_run:
         print(run.model_dump_json(indent=2))
         return
     if min_workers is not None and not workers:
         raise ValueError("--min-workers is of a training on Ray; say --workers too")
     bundle = _train_on_ray(run, out, workers, min_workers, address, resume) if workers else _train_here(run, out, resume)
-    print(f"bundle: {bundle}\ncurves: recollect board {out}\npage:   recollect report {out}")
+    print(f"bundle: {bundle}")
+    if "://" not in out:
+        print(f"curves: recollect board {out}\npage:   recollect report {out}")
     print(f"next:   recollect {_next(run)} {bundle}")
 
 
@@ -104,8 +105,7 @@ def _next(run: Run) -> str:
     from recollect.trainable import Translator
 
     method = find_method(run.model.name)
-    by_domain = issubclass(method, Translator) and not hasattr(method, "style_attributes")  # the endpoint takes no attributes yet
-    return "serve" if by_domain else "evaluate"
+    return "serve" if issubclass(method, Translator) else "evaluate"
 
 
 def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
@@ -124,16 +124,17 @@ def _fresh(what: str, changes: list[str], dry_run: bool) -> Run:
     return run
 
 
-def _begun(out: Path, what: str) -> Run:
+def _begun(out: str, what: str) -> Run:
     """The run in `out`, as it was begun."""
+    from recollect.bundle import read_text
     from recollect.config import Run
 
     if what:
         raise ValueError(f"--resume goes on with the run in {out}, with its own configuration; leave {what!r} out")
-    found = [path for path in (out / "last" / "config.json", out / "run.json") if path.exists()]
-    if not found:
+    text = read_text(f"{out}/last/config.json") or read_text(f"{out}/run.json")
+    if text is None:
         raise ValueError(f"{out} holds no run to go on with; leave --resume out to begin one")
-    return Run.model_validate_json(found[0].read_text())
+    return Run.model_validate_json(text)
 
 
 def _suited(run: Run) -> Run:
@@ -152,31 +153,23 @@ def _check_boxes(run: Run) -> None:
     check_boxes(run, Store.open(run.data.store), lambda text: print(text, file=sys.stderr))
 
 
-def _train_here(run: Run, out: Path, resume: bool) -> Path:
+def _train_here(run: Run, out: str, resume: bool) -> Path:
     from recollect.training.session import train as train_here
 
-    return train_here(run, out, resume=resume)
+    if "://" in out:
+        raise ValueError(f"--out {out}: a training in this process writes to a directory; with --workers 1 it can go to a URI")
+    return train_here(run, Path(out), resume=resume)
 
 
-def _train_on_ray(run: Run, out: Path, workers: int, fewest: int | None, address: str | None, resume: bool) -> Path:
-    """Ray keeps its checkpoints in `out/ray` until the run is whole; then they are `out/last` and `out/best`, as without Ray."""
+def _train_on_ray(run: Run, out: str, workers: int, fewest: int | None, address: str | None, resume: bool) -> str:
     from recollect.cluster import connect, disconnect
     from recollect.training import launch
 
-    out, last = out.absolute(), (out / "last").absolute()
-    storage = out / "ray"
-    if (last.exists() or storage.exists()) and not resume:
-        raise ValueError(f"{out} holds a run already; resume it (--resume), or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "run.json").write_text(run.model_dump_json(indent=2) + "\n")
+    place = launch.claim(run, out, resume)
     try:
-        fitting = launch.Resources.fitting(workers, connect(address).gpus, fewest=fewest)
-        result = launch.train(run, str(storage), "run", fitting, start=str(last) if last.exists() else None)
-        bundle = launch.fetch(result, out)
+        return launch.train_into(run, place, launch.Resources.fitting(workers, connect(address).gpus, fewest=fewest))
     finally:
         disconnect()
-    shutil.rmtree(storage)
-    return bundle
 
 
 @app.command()

@@ -181,8 +181,8 @@ def write_page(hosts: Hosts, submitted: str, page: Path) -> None:
 
 Written by `make test-cluster CLUSTER_PAGE=docs/results/cluster.md` with Ray {ray.__version__} on {os.cpu_count()} cores
 ({platform.system()}), which all three hosts and whatever else ran there shared. Three hosts, {", ".join(NAMES)}, in
-namespaces of one machine, each with an sshd, an address and files of its own, and one folder that they share. What is launched is the repository's
-`cluster.local.yaml` with the lines changed that it marks.
+namespaces of one machine, each with an sshd, an address and files of its own, and one folder that they share. What is
+launched is the repository's `cluster.local.yaml` with the lines changed that it marks.
 
 | command | seconds |
 |---|---|

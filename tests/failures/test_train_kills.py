@@ -8,8 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util import placement_group_table
 
 from recollect import cluster
 from recollect.bundle import open_bundle
@@ -62,3 +66,26 @@ def test_workers_that_are_killed_again_and_again_change_nothing(folder: str, tmp
     assert largest_difference(*states)[0] == 0
     steps = [row["step"] for row in open_bundle(tmp_path / "killed" / "last").metrics()]
     assert steps == sorted(set(steps)), "no interval is in the history twice"
+
+
+class KillsOne(WorkerGroupCallback):
+    """Kills a worker as soon as its group has started, before its training begins; once."""
+
+    def __init__(self, done: Path) -> None:
+        self.done = done
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        if not self.done.exists():
+            self.done.touch()
+            ray.kill(worker_group.get_workers()[1].actor)
+            time.sleep(2)
+
+
+def test_what_a_worker_held_that_dies_between_start_and_training_is_given_back(folder: str, tmp_path: Path) -> None:
+    build_streets(tmp_path / "store", size=32, train=4, val=2, test=2, references=2)
+    run = overlay(run_on(Store.open(tmp_path / "store")), {"engine.steps": 2})
+    killer, began = KillsOne(tmp_path / "done"), time.monotonic()
+    launch.train(run, str(tmp_path / "ray"), "killed", TWO, callbacks=[killer])  # all CPUs there are, so it needs them back
+    assert killer.done.exists()
+    assert time.monotonic() - began < 60, "without waiting for what another attempt held"
+    assert [group["state"] for group in placement_group_table().values()].count("CREATED") == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -18,9 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,50 +34,16 @@ from recollect.data.worlds import build_faces, build_streets
 from recollect.evaluation.evaluate import append, evaluate
 from recollect.testing import largest_difference
 from recollect.training.session import suit, train
+from tests.buckets import Bucket, needs_server, serving
 
 ROOT = Path(__file__).parents[2]
-SERVER = os.environ.get("S3_SERVER", "")  # not any moto that happens to be there: versions differ in what they can
-pytestmark = pytest.mark.skipif(not SERVER, reason="no S3 server: `make test-bucket` brings one")
-
-
-@dataclass(frozen=True)
-class Bucket:
-    uri: str
-    log: Path
-
-    def reads(self, pattern: str) -> list[str]:
-        """The objects that were read, whole or in part, and whose names match."""
-        return [name for name in re.findall(r"GET /bucket/(\S+) HTTP", self.log.read_text()) if re.search(pattern, name)]
+pytestmark = needs_server
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as stream:
-        server = subprocess.Popen([SERVER, "-H", "127.0.0.1", "-p", str(port)], stdout=stream, stderr=subprocess.STDOUT)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "any",
-            "AWS_SECRET_ACCESS_KEY": "any",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=2).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline and server.poll() is None, log.read_text()
-                    time.sleep(0.2)
-            fs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True).create_dir("bucket")
-            yield Bucket("s3://bucket", log)
-        finally:
-            server.terminate()
-            server.wait(20)
+    with serving(tmp_path_factory.mktemp("s3") / "log") as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from pyarrow import fs
 from ray.train.torch import TorchTrainer
 
 from recollect import bundle as bundles
@@ -19,10 +20,12 @@ from recollect.cluster import require
 from recollect.config import Run
 from recollect.training.checkpoint import is_checkpoint
 from recollect.training.engine import NotFinite
+from recollect.training.giveback import GiveBack
 from recollect.training.session import train as train_here
 from recollect.training.sync import local_ranks
 
 logger = logging.getLogger("recollect")
+UNFINISHED = "ray"  # where Ray keeps the checkpoints of a run that is not whole yet
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def train(
             storage_path=storage if "://" in storage else os.path.abspath(storage),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, GiveBack()],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -108,6 +111,39 @@ def train(
         where = result.checkpoint.path if result.checkpoint else "nowhere"
         raise NotFinite(f"{result.return_value} (kept as {where}/broken)")
     return result
+
+
+def claim(run: Run, out: str, resume: bool = False) -> str:
+    """Make a place for a run on Ray: a directory that all nodes reach, or a `pyarrow.fs` URI; returns it, absolute.
+
+    Raises ValueError where a run is there already, and `resume` is not said.
+    """
+    out = bundles.absolute(out).rstrip("/")
+    if not resume and (_is_there(f"{out}/last") or _is_there(f"{out}/{UNFINISHED}")):
+        raise ValueError(f"{out} holds a run already; resume it (--resume), or choose another --out")
+    bundles.write_text(f"{out}/run.json", run.model_dump_json(indent=2) + "\n")
+    return out
+
+
+def train_into(run: Run, out: str, resources: Resources) -> str:
+    """Train a run in a place that was claimed, or go on with the one there; returns its bundle.
+
+    Ray keeps its checkpoints in `out/ray` until the run is whole; then it is what it would be without Ray: `last`, `best`,
+    history, samples. Raises as `train` does.
+    """
+    unfinished, last = f"{out}/{UNFINISHED}", f"{out}/last"
+    result = train(run, unfinished, "run", resources, start=last if _is_there(last) else None)
+    filesystem, root = bundles.filesystem_of(out)
+    with tempfile.TemporaryDirectory(prefix="recollect-run-") as here:
+        best = fetch(result, Path(here)).name
+        fs.copy_files(here, root, destination_filesystem=filesystem)
+    filesystem.delete_dir(f"{root}/{UNFINISHED}")
+    return f"{out}/{best}"
+
+
+def _is_there(place: str) -> bool:
+    filesystem, path = bundles.filesystem_of(place)
+    return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def _fit(trainer: TorchTrainer, max_failures: int) -> ray.train.Result:
