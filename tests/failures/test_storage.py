@@ -85,7 +85,9 @@ def test_a_run_whose_storage_hangs_ends_and_goes_on_bit_equal(bucket: Bucket, st
     wait_for(lambda: len(checkpoints(f"{place}/ray/run")) > 1, training)
     line.hang()
     output = ended(training, 800)
-    assert training.returncode == 2 and "Traceback" not in output.splitlines()[-1], output
+    last = output.splitlines()[-1]
+    assert training.returncode == 2 and last.startswith("error: the training failed again and again"), output
+    assert "Timeout was reached" in last and last.endswith(f"--resume goes on in {place}"), last
     line.close()
     kept = checkpoints(f"{place}/ray/run")
     whole = [one for one in kept if read_text(f"{one}/last/manifest.json")]

@@ -75,6 +75,9 @@ def test_a_search_of_plain_trials_and_going_on_with_it(run: Run, tmp_path: Path)
         search(Search(run, OVER, trials=4, directory=str(place)))
     again = search(Search(run, OVER, trials=4, directory=str(place)), resume=True)
     assert list(again.table["trial"]) == list(table["trial"]), "finished trials stay"
+    (place / "tune" / "tuner.pkl").write_bytes(b"of another version")
+    with pytest.raises(ValueError, match="cannot be read.*delete it and search again"):
+        search(Search(run, OVER, trials=4, directory=str(place)), resume=True)
 
 
 @pytest.mark.slow

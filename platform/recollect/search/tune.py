@@ -18,32 +18,27 @@ import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import optuna
 import pandas as pd
 import ray
 import ray.train
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from pyarrow import fs
 from ray import tune
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 
 from recollect import bundle as bundles
 from recollect.cluster import require
 from recollect.config import Choice, Run, overlay
 from recollect.data.store import Store
 from recollect.search import finished
-from recollect.search.goals import COSTS, OBJECTIVE, Goal, excess, over
+from recollect.search.goals import COSTS, OBJECTIVE, Goal, over
+from recollect.search.proposals import algorithm, study
 from recollect.search.space import Spread, choose, inside, shape_changing
 from recollect.search.summary import importances, ranked, summary
 from recollect.training import checkpoint as checkpoints
@@ -162,14 +157,22 @@ def search(plan: Search, resume: bool = False) -> Outcome:
     _same_plan(plan, directory, known)
     journal = _journal(directory)
     trial = _trainable(plan, directory)
-    if known:
-        tuner = tune.Tuner.restore(experiment, trainable=trial, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = _tuner(plan, trial, directory, journal)
+    tuner = _restored(experiment, trial, directory) if known else _tuner(plan, trial, directory, journal)
     grid = tuner.fit()
     if journal.exists():  # PBT keeps none
         _write(directory, journal.name, journal.read_bytes())
     return _conclude(plan, grid, directory, journal)
+
+
+def _restored(experiment: str, trial: Any, directory: str) -> tune.Tuner:
+    """Tune as it was. Raises ValueError where it cannot be read: it is pickled, so another version may not know what is in it."""
+    try:
+        return tune.Tuner.restore(experiment, trainable=trial, resume_unfinished=True, resume_errored=True)
+    except Exception as error:
+        raise ValueError(
+            f"what Ray Tune keeps in {experiment} cannot be read ({error}); delete it and search again: "
+            f"settings whose result is in {directory}/finished are not trained twice"
+        ) from error
 
 
 def _same_plan(plan: Search, directory: str, known: bool) -> None:
@@ -212,7 +215,7 @@ def _tuner(plan: Search, trial: Any, directory: str, journal: Path) -> tune.Tune
         trial,
         param_space={name: _domain(spread, value) for name, (spread, value) in plan.fields.items()},
         tune_config=tune.TuneConfig(
-            search_alg=_algorithm(plan, directory, journal),
+            search_alg=algorithm(plan, directory, journal),
             scheduler=_scheduler(plan),
             num_samples=plan.trials,
             max_concurrent_trials=plan.concurrent or _concurrent(plan),
@@ -231,61 +234,6 @@ def _run_config(name: str, directory: str, trials: int, retries: int) -> tune.Ru
         checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         callbacks=[_Progress(trials), JsonLoggerCallback()],
     )
-
-
-def _algorithm(plan: Search, directory: str, journal: Path) -> Any:
-    own = {name: inside(spread, value) for name, (spread, value) in plan.fields.items()}
-    first = [own, *(dict(known) for known in plan.start if dict(known) != own)]
-    if plan.scheduler == "pbt":
-        return BasicVariantGenerator(points_to_evaluate=first, random_state=plan.seed)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # multivariate, constraints_func
-    limited = {"constraints_func": _excess} if plan.limits else {}
-    sampler: optuna.samplers.BaseSampler
-    if plan.goals:
-        sampler = optuna.samplers.NSGAIISampler(seed=plan.seed, population_size=max(4, min(50, plan.trials // 4)), **limited)
-    else:
-        beginning = max(4, plan.trials // 4)
-        sampler = optuna.samplers.TPESampler(seed=plan.seed, multivariate=True, n_startup_trials=beginning, **limited)
-    return _Proposals(
-        plan,
-        metric=[aim.name for aim in plan.aims] if plan.goals else OBJECTIVE,
-        mode=[aim.mode for aim in plan.aims] if plan.goals else plan.mode,
-        points_to_evaluate=first,
-        sampler=sampler,
-        study_name=Path(directory).name,
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-    )
-
-
-def _excess(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
-    return tuple(trial.user_attrs.get("excess", (0.0,)))
-
-
-class _Proposals(OptunaSearch):
-    """Optuna's proposals. It is told what a trial's best checkpoint scored, as the table is; Ray would tell the last report."""
-
-    def __init__(self, plan: Search, **options: Any) -> None:
-        super().__init__(**options)
-        self.aim, self.limits, self.best = plan.aims[0], dict(plan.limits), dict[str, dict[str, Any]]()
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._keep(trial_id, result)
-        super().on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if result:
-            self._keep(trial_id, result)
-        best = self.best.get(trial_id)
-        if best and self.limits and trial_id in self._ot_trials:
-            self._ot_trials[trial_id].set_user_attr("excess", excess(result or best, self.limits))
-        super().on_trial_complete(trial_id, best, error)
-
-    def _keep(self, trial_id: str, result: dict[str, Any]) -> None:
-        if self.aim.name in result:
-            held = self.best.get(trial_id)
-            if held is None or self.aim.sign * result[self.aim.name] < self.aim.sign * held[self.aim.name]:
-                self.best[trial_id] = dict(result)
 
 
 def _scheduler(plan: Search) -> TrialScheduler | None:
@@ -514,7 +462,7 @@ def _conclude(plan: Search, grid: tune.ResultGrid, directory: str, journal: Path
         raise ValueError(
             f"no trial keeps the limits {limits} (see {directory}/trials.parquet); raise them, or search smaller fields"
         )
-    weights = importances(_study(directory, journal), plan.aims[0]) if journal.exists() else {}
+    weights = importances(study(directory, journal), plan.aims[0]) if journal.exists() else {}
     text = summary(table, plan.aims, _began(plan), weights, metric=plan.run.evaluation.metric)
     _write(directory, "summary.md", text.encode())
     first = table.iloc[0]
@@ -526,10 +474,6 @@ def _conclude(plan: Search, grid: tune.ResultGrid, directory: str, journal: Path
 
 def _began(plan: Search) -> dict[str, Any]:
     return {name: value for name, (_, value) in plan.fields.items()}
-
-
-def _study(directory: str, journal: Path) -> optuna.Study:
-    return optuna.load_study(study_name=Path(directory).name, storage=JournalStorage(JournalFileBackend(str(journal))))
 
 
 def _crown(checkpoint: str, directory: str) -> None:

@@ -129,16 +129,25 @@ def train_into(run: Run, out: str, resources: Resources) -> str:
     """Train a run in a place that was claimed, or go on with the one there; returns its bundle.
 
     Ray keeps its checkpoints in `out/ray` until the run is whole; then it is what it would be without Ray: `last`, `best`,
-    history, samples. Raises as `train` does.
+    history, samples. Raises as `train` does, but for workers that died or failed too often: a ValueError of one line.
     """
     unfinished, last = f"{out}/{UNFINISHED}", f"{out}/last"
-    result = train(run, unfinished, "run", resources, start=last if _is_there(last) else None)
+    try:
+        result = train(run, unfinished, "run", resources, start=last if _is_there(last) else None)
+    except ray.train.TrainingFailedError as error:
+        raise ValueError(f"the training failed again and again, at last: {_cause(error)}; --resume goes on in {out}") from error
     filesystem, root = bundles.filesystem_of(out)
     with tempfile.TemporaryDirectory(prefix="recollect-run-") as here:
         best = fetch(result, Path(here)).name
         fs.copy_files(here, root, destination_filesystem=filesystem)
     filesystem.delete_dir(f"{root}/{UNFINISHED}")
     return f"{out}/{best}"
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """What a worker said last."""
+    errors = [*error.worker_failures.values()] if isinstance(error, ray.train.WorkerGroupError) else [error]
+    return str(errors[0]).strip().splitlines()[-1]
 
 
 def _is_there(place: str) -> bool:
