@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from recollect import cluster
@@ -10,7 +11,8 @@ from recollect.data.store import Store
 from recollect.search.tune import Search, search
 from recollect.training.session import suit
 
-STEPS, EVERY, TRIALS = 24, 3, 4
+STEPS, EVERY = 24, 3
+TRIALS = max(4, int(os.environ.get("KILLS", "6")) * 3 // 5)  # so many that the search is not over before the kills are
 
 
 def run_on(store: Store) -> Run:
