@@ -25,7 +25,7 @@ def raylets(folder: str) -> list[int]:
 
 
 def workers(folder: str, title: str) -> list[int]:
-    """Its workers by what they do, for instance `ray::ImplicitFunc` (a trial)."""
+    """Its workers by what they do, for instance `ray::Trial` (a trial)."""
     own = set(raylets(folder))
     return sorted(pid for pid, (parent, line) in commands().items() if parent in own and title in line)
 

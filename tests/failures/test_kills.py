@@ -53,7 +53,7 @@ class Driver:
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             if self.folder:
-                found = processes.head(self.folder) if what == "head" else processes.workers(self.folder, "ray::ImplicitFunc")
+                found = processes.head(self.folder) if what == "head" else processes.workers(self.folder, "ray::Trial")
                 if found:
                     return found
             time.sleep(0.05)

@@ -26,26 +26,19 @@ from typing import Any, Literal
 import pandas as pd
 import ray
 import ray.train
-from pyarrow import fs
 from ray import tune
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 
 from recollect import bundle as bundles
 from recollect.cluster import require
-from recollect.config import Choice, Run, overlay
-from recollect.data.store import Store
-from recollect.search import finished
-from recollect.search.goals import COSTS, OBJECTIVE, Goal, over
+from recollect.config import Choice, Run
+from recollect.search.goals import OBJECTIVE, Goal, over
 from recollect.search.proposals import algorithm, study
 from recollect.search.space import Spread, choose, inside, shape_changing
 from recollect.search.summary import importances, ranked, summary
-from recollect.training import checkpoint as checkpoints
-from recollect.training import launch
-from recollect.training.engine import build
-from recollect.training.session import domains_of
-from recollect.training.session import train as train_here
+from recollect.search.trials import download, trainable, uri_of
 
 logger = logging.getLogger("recollect")
 
@@ -156,7 +149,7 @@ def search(plan: Search, resume: bool = False) -> Outcome:
         raise ValueError(f"{directory} holds a search already; go on with it (--resume), or choose another --storage")
     _same_plan(plan, directory, known)
     journal = _journal(directory)
-    trial = _trainable(plan, directory)
+    trial = trainable(plan, directory)
     tuner = _restored(experiment, trial, directory) if known else _tuner(plan, trial, directory, journal)
     grid = tuner.fit()
     if journal.exists():  # PBT keeps none
@@ -287,141 +280,6 @@ def _domain(spread: Spread, value: Any) -> Any:
     return tune.loguniform(spread.low, spread.high) if spread.log else tune.uniform(spread.low, spread.high)
 
 
-def _trainable(plan: Search, directory: str, jobs: Sequence[dict[str, Any]] = ()) -> Any:
-    fixed = {
-        "run": plan.run.model_dump_json(),
-        "directory": directory,
-        "limits": json.dumps(dict(plan.limits)),
-        "scheduler": plan.scheduler,
-        "worst": json.dumps({aim.name: aim.worst for aim in (*plan.aims, Goal(OBJECTIVE, plan.mode))}),
-        "jobs": json.dumps(list(jobs)),  # of a final: `job` in a trial's config is a number of this list
-    }
-    if plan.workers == 1:
-        each = {"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {})
-        return tune.with_resources(tune.with_parameters(_plain_trial, fixed=fixed), each)
-    fixed["resources"] = json.dumps([plan.workers, plan.cpus, plan.gpus])
-    # A driver only waits. Tune refuses an empty request, and a sliver of a CPU would keep the last worker from fitting.
-    return tune.with_resources(tune.with_parameters(_driver_trial, fixed=fixed), {"memory": 1_000_000})
-
-
-def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
-    """One trial in this process."""
-    run = _run_of(config, fixed)
-    digest = finished.digest_of(run)
-    work = Path(tempfile.mkdtemp(prefix="recollect-trial-"))
-    state, limits = work / "state", json.loads(fixed["limits"])
-    alone = fixed["scheduler"] != "pbt"  # else its settings are not what it was trained with all along
-    costs: dict[str, float] = {}
-    try:
-        done = finished.look(fixed["directory"], digest) if alone else None
-        if done is not None:
-            _download(done.checkpoint(), state)
-            for metrics in (done.best, done.last):
-                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
-            return
-        if _too_large(run, fixed):
-            return
-        newest = tune.get_checkpoint()
-        if newest is not None:
-            newest.to_directory(str(state))
-            checkpoints.adopt(state / "last", run)
-
-        def report(metrics: dict[str, float], _: Path | None) -> None:
-            if OBJECTIVE in metrics:  # Tune takes no report without what it steers by: no checkpoint between evaluations
-                costs.update({name: metrics[name] for name in COSTS if name in metrics})
-                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(state)))
-                if over(metrics, limits):
-                    raise _TooDear
-
-        train_here(run, state, resume=True, report=report)
-        if alone:  # its history knows what it reported before it was killed
-            rows = [row | costs for row in bundles.open_bundle(state / "last").metrics() if OBJECTIVE in row]
-            place = f"{fixed['directory']}/{_own_folder()}"
-            finished.note(fixed["directory"], digest, finished.Finished(_best(rows, fixed), rows[-1], place))
-    except _TooDear:
-        return
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-class _TooDear(Exception):
-    """A step takes longer than the limit: the trial ends."""
-
-
-def _own_folder() -> str:
-    """This trial's folder, from the search's directory."""
-    context = tune.get_context()
-    return f"{context.get_experiment_name()}/{context.get_trial_id()}"
-
-
-def _best(reports: Sequence[dict[str, Any]], fixed: dict[str, str]) -> dict[str, Any]:
-    smaller = json.loads(fixed["worst"])[OBJECTIVE] > 0
-    return (min if smaller else max)(reports, key=lambda metrics: metrics[OBJECTIVE])
-
-
-def _too_large(run: Run, fixed: dict[str, str]) -> bool:
-    """Whether the run has more parameters than the limit; then that is its report, and the worst score."""
-    limits = json.loads(fixed["limits"])
-    if "parameters" not in limits:
-        return False
-    model = build(run.model_copy(update={"model": run.model.with_parents()}), domains_of(run, Store.open(run.data.store)))
-    costs = {"parameters": float(sum(parameter.numel() for parameter in model.parameters()))}
-    if not over(costs, limits):
-        return False
-    tune.report({"step": 0.0, **json.loads(fixed["worst"]), **costs})
-    return True
-
-
-def _driver_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:
-    """One trial as a Ray Train run; this function only drives it."""
-    workers, cpus, gpus = json.loads(fixed["resources"])
-    run = _run_of(config, fixed)
-    digest = finished.digest_of(run)
-    done = finished.look(fixed["directory"], digest)
-    if done is not None:
-        for metrics in (done.best, done.last):
-            tune.report({**metrics, CHECKPOINT_PATH_KEY: done.checkpoint()})
-        return
-    if _too_large(run, fixed):
-        return
-    trial = str(tune.get_context().get_trial_id())
-    result = launch.train(
-        run,
-        storage=f"{fixed['directory']}/train",
-        name=trial,  # stable: the same trial, restarted, goes on
-        resources=launch.Resources(workers, cpus, gpus),
-        callbacks=[_Judged()],
-    )
-    assert result.checkpoint is not None, "a finished run has reported at least once"
-    checkpoint = _uri(fixed["directory"], result.checkpoint.path)
-    place = f"{fixed['directory']}/train/{trial}"
-    rows = [row for row in bundles.open_bundle(f"{checkpoint}/last").metrics() if OBJECTIVE in row]
-    finished.note(fixed["directory"], digest, finished.Finished(_best(rows, fixed), rows[-1], place))
-
-
-def _uri(directory: str, path: str) -> str:
-    """Where a checkpoint lies, whose path Ray tells without the storage's scheme."""
-    scheme, separator, _ = directory.partition("://")
-    return path if "://" in path or not separator else f"{scheme}://{path}"
-
-
-class _Judged(TuneReportCallback):
-    """Passes a Train run's reports on to Tune, those with an objective."""
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if OBJECTIVE in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
-
-
-def _run_of(config: dict[str, Any], fixed: dict[str, str]) -> Run:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a line for every checkpoint
-    if "job" in config:
-        config = json.loads(fixed["jobs"])[config["job"]]["changes"]
-    return overlay(Run.model_validate_json(fixed["run"]), config)
-
-
 class _Progress(tune.Callback):
     """One line for every evaluation of every trial."""
 
@@ -480,17 +338,11 @@ def _crown(checkpoint: str, directory: str) -> None:
     """Copy a trial's best bundle and its newest checkpoint to the winner's places."""
     work = Path(tempfile.mkdtemp(prefix="recollect-winner-"))
     try:
-        _download(checkpoint, work)
+        download(checkpoint, work)
         bundles.copy(work / "best", f"{directory}/winner")
         bundles.copy(work / "last", f"{directory}/winner-checkpoint")
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _download(uri: str, folder: Path) -> None:
-    filesystem, root = bundles.filesystem_of(uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    fs.copy_files(root, str(folder), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
 
 
 def confirm(plan: Search, outcome: Outcome, seeds: int = 3, steps: int = 0) -> Outcome:
@@ -516,10 +368,10 @@ def confirm(plan: Search, outcome: Outcome, seeds: int = 3, steps: int = 0) -> O
         for name, changes in finalists.items()
     ]
     final = replace(plan, over=tuple(plan.fields), goals=(), limits={}, scheduler="none")
-    trial = _trainable(final, directory, jobs)
+    trial = trainable(final, directory, jobs)
     experiment = f"{directory}/final"
     if tune.Tuner.can_restore(experiment):
-        tuner = tune.Tuner.restore(experiment, trainable=trial, resume_unfinished=True, resume_errored=True)
+        tuner = _restored(experiment, trial, directory)
     else:
         tuner = tune.Tuner(
             trial,
@@ -570,7 +422,7 @@ def _row(plan: Search, result: Any) -> dict[str, Any]:
         **{name: value for name, value in numbers.items() if not name.startswith(("time_", "config/"))},
         "seconds": float(metrics.get("time_total_s", 0.0)),
         "host": str(metrics.get("hostname", "")),
-        "checkpoint": checkpoint and _uri(plan.directory, checkpoint),
+        "checkpoint": checkpoint and uri_of(plan.directory, checkpoint),
     }
 
 
