@@ -12,7 +12,7 @@ from recollect.search.tune import Search, search
 from recollect.training.session import suit
 
 STEPS, EVERY = 24, 3
-TRIALS = max(4, int(os.environ.get("KILLS", "6")) * 3 // 5)  # so many that the search is not over before the kills are
+TRIALS = max(4, int(os.environ.get("KILLS", "6")) * 6 // 5)  # so many that the search is not over before the kills are
 
 
 def run_on(store: Store) -> Run:

@@ -64,8 +64,10 @@ def test_workers_that_are_killed_again_and_again_change_nothing(folder: str, tmp
     launch.fetch(launch.train(run, str(tmp_path / "ray"), "whole", TWO), tmp_path / "whole")
     states = [open_bundle(tmp_path / name / "last").state("model") for name in ("killed", "whole")]
     assert largest_difference(*states)[0] == 0
-    steps = [row["step"] for row in open_bundle(tmp_path / "killed" / "last").metrics()]
-    assert steps == sorted(set(steps)), "no interval is in the history twice"
+    rows = [
+        [(row["step"], sorted(row)) for row in open_bundle(tmp_path / name / "last").metrics()] for name in ("killed", "whole")
+    ]
+    assert rows[0] == rows[1], "no interval is in the history twice"
 
 
 class KillsOne(WorkerGroupCallback):
@@ -84,8 +86,7 @@ class KillsOne(WorkerGroupCallback):
 def test_what_a_worker_held_that_dies_between_start_and_training_is_given_back(folder: str, tmp_path: Path) -> None:
     build_streets(tmp_path / "store", size=32, train=4, val=2, test=2, references=2)
     run = overlay(run_on(Store.open(tmp_path / "store")), {"engine.steps": 2})
-    killer, began = KillsOne(tmp_path / "done"), time.monotonic()
+    killer = KillsOne(tmp_path / "done")
     launch.train(run, str(tmp_path / "ray"), "killed", TWO, callbacks=[killer])  # all CPUs there are, so it needs them back
     assert killer.done.exists()
-    assert time.monotonic() - began < 60, "without waiting for what another attempt held"
     assert [group["state"] for group in placement_group_table().values()].count("CREATED") == 0
