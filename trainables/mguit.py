@@ -43,6 +43,7 @@ from recollect.config import Choice, Frozen, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import (
+    DoublingConv,
     DownBlock,
     ModulatedResBlock,
     Modulation,
@@ -223,7 +224,7 @@ class ModulatedGenerator(Generator):
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for _ in range(1 if config.share_generator else domains):
             sizes = [top // 2**i for i in range(config.downs + 1)]
-            self.convs.append(nn.ModuleList(conv(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+            self.convs.append(nn.ModuleList(DoublingConv(a, b, 3) for a, b in zip(sizes, sizes[1:], strict=False)))
             self.norms.append(nn.ModuleList(Modulation(b, style) for b in sizes[1:]))
         self.last = nn.ModuleList(conv(config.width, 3, 5) for _ in range(len(self.convs)))
 
@@ -240,7 +241,7 @@ class ModulatedGenerator(Generator):
             mine = [place for place, other in enumerate(owner) if other == index]
             y, own = (torch.cat(parts) for parts in zip(*(pieces[place] for place in mine), strict=True))
             for layer, norm in zip(self.convs[index], self.norms[index], strict=True):  # type: ignore[call-overload]
-                y = F.leaky_relu(norm(layer(F.interpolate(y, scale_factor=2, mode="nearest")), own), 0.2)
+                y = F.leaky_relu(norm(layer(y), own), 0.2)
             pictures = self.last[index](y).tanh().split_with_sizes([sizes[place] for place in mine])
             found |= zip(mine, pictures, strict=True)
         return [found[place] for place in range(len(drawings))]  # (B, 3, H, W) each

@@ -55,3 +55,9 @@ def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The feature layers in a file, which is all that is read of it."""
     features = {name: tensor for name, tensor in published_vgg16().items() if name.startswith("features.")}
     return stored(features, tmp_path_factory.mktemp("weights") / "vgg16.safetensors")
+
+
+def doubling(inputs: int, outputs: int, side: int) -> int:
+    """Products of a doubling convolution of 5 taps that gives pictures of this side."""
+    inside, lines, taps = 36 * (side // 2) ** 2, 4 * side * 2 * 5, 5 * 5 * (36 + 10 + 10)
+    return inputs * outputs * (inside + lines + taps)

@@ -42,6 +42,67 @@ def conv(
     return nn.Sequential(*layers, *([act] if act else []))
 
 
+class DoublingConv(nn.Conv2d):
+    """Nearest-neighbour doubling, reflection padding and a convolution in one: (B, C, h, w) to (B, outputs, 2h, 2w); h, w >= 2.
+
+    A doubled picture shows every pixel four times, so four small kernels on the picture before, whose taps are sums of this
+    one's, give its four pixels: with 5 taps a side 9 products for 25, with 3 taps 4 for 9. The numbers are those of the three
+    steps, but for the order of sums.
+    """
+
+    sums: Tensor  # (k k, 4 s s + 4 k): which taps each tap of the kernels made of them sums up
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel)
+        if kernel not in (3, 5):
+            raise ValueError(f"a doubling convolution has 3 or 5 taps a side, not {kernel}")
+        self.taps = (kernel + 1) // 2
+        pairs = torch.zeros(2, self.taps, kernel)  # along a line: its even pixels and its odd ones, small taps, taps
+        for phase in range(2):
+            seen = [(phase + tap - kernel // 2) // 2 for tap in range(kernel)]
+            for tap, place in enumerate(seen):
+                pairs[phase, place - seen[0], tap] = 1
+        edge = torch.tensor([[float(tap in (0, kernel - 1)), float(0 < tap < kernel - 1)] for tap in range(kernel)])
+        each = torch.eye(kernel)
+        made = [
+            torch.einsum("pau,qbv->uvpqab", pairs, pairs),  # the four pixels
+            torch.einsum("ua,vb->uvab", edge, each),  # the outermost rows, (2, k)
+            torch.einsum("ua,vb->uvab", each, edge),  # and columns, (k, 2)
+        ]
+        self.register_buffer("sums", torch.cat([one.reshape(kernel**2, -1) for one in made], 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (kernel, _), taps = self.kernel_size, self.taps
+        inside, rows, columns = (self.weight.flatten(2) @ self.sums).split_with_sizes([4 * taps**2, 2 * kernel, 2 * kernel], 2)
+        picture = self._replicated(x, inside.unflatten(2, (4, taps, taps)).transpose(1, 2).flatten(0, 1))
+        if taps == 2:  # reflection by one pixel of a doubled picture is just that
+            return picture
+        return self._reflected(x, picture, rows.unflatten(2, (2, kernel)), columns.unflatten(2, (kernel, 2)))
+
+    def _replicated(self, x: Tensor, weight: Tensor) -> Tensor:
+        """All of it, as if the picture went on with its outermost pixels."""
+        (height, width), shift = x.shape[-2:], 3 - self.taps
+        bias = None if self.bias is None else self.bias.repeat_interleave(4)
+        y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias)
+        if shift == 0:
+            return F.pixel_shuffle(y, 2)
+        y = y.unflatten(1, (self.out_channels, 2, 2))
+        lines = [
+            torch.stack([y[:, :, p, q, p * shift :, q * shift :][..., :height, :width] for q in range(2)], -1) for p in range(2)
+        ]
+        return torch.stack(lines, -3).reshape(x.shape[0], self.out_channels, 2 * height, 2 * width)
+
+    def _reflected(self, x: Tensor, picture: Tensor, down: Tensor, across: Tensor) -> Tensor:
+        """The same with its outermost lines as reflection has them: of the second pixel they see two taps, of the first three."""
+        count = x.shape[0]
+        rows = torch.cat([x[:, :, :2].flip(2), x[:, :, -2:]]).repeat_interleave(2, dim=3)  # second, first
+        rows = F.conv2d(F.pad(rows, (2, 2, 0, 0), mode="reflect"), down, self.bias)
+        columns = torch.cat([x[..., :2].flip(3), x[..., -2:]]).repeat_interleave(2, dim=2)
+        columns = F.conv2d(F.pad(columns, (0, 0, 2, 2), mode="reflect"), across, self.bias)[:, :, 1:-1]
+        middle = torch.cat([columns[:count], picture[:, :, 1:-1, 1:-1], columns[count:]], dim=3)
+        return torch.cat([rows[:count], middle, rows[count:]], dim=2)
+
+
 def deconv(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     """Transposed 3x3 convolution that doubles the picture, normalisation, ReLU."""
     return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, 1), make_norm(norm, outputs), nn.ReLU())
@@ -168,7 +229,7 @@ def doublings(width: int, downs: int) -> list[nn.Module]:
     return [
         layer
         for a, b in zip(sizes, sizes[1:], strict=False)
-        for layer in (nn.Upsample(scale_factor=2, mode="nearest"), conv(a, b, 5, norm="layer", act=nn.ReLU()))
+        for layer in (DoublingConv(a, b, 5), make_norm("layer", b), nn.ReLU())
     ]
 
 
