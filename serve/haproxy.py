@@ -98,8 +98,8 @@ def environment(folder: Path, program: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        # A connection that ends before an answer began is tried at another ingress: what is asked twice is answered alike, but for
-        # an addition to the index (or a removal) that took effect, which is then told that it has been made.
+        # A connection that ends before an answer began is tried at another ingress: what is asked twice is answered alike, but
+        # for an addition to the index (or a removal) that took effect, which is then told that it has been made.
         # Only what fits into the buffer can be sent again; for the rest the connection ends.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),

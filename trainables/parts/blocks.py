@@ -74,10 +74,10 @@ class DoublingConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), taps = self.kernel_size, self.taps
         inside, rows, columns = (self.weight.flatten(2) @ self.sums).split_with_sizes([4 * taps**2, 2 * kernel, 2 * kernel], 2)
-        picture = self._replicated(x, inside.unflatten(2, (4, taps, taps)).transpose(1, 2).flatten(0, 1))
+        picture = self._replicated(x, inside.reshape(*inside.shape[:2], 4, taps, taps).transpose(1, 2).flatten(0, 1))
         if taps == 2:  # reflection by one pixel of a doubled picture is just that
             return picture
-        return self._reflected(x, picture, rows.unflatten(2, (2, kernel)), columns.unflatten(2, (kernel, 2)))
+        return self._reflected(x, picture, rows.reshape(*rows.shape[:2], 2, kernel), columns.reshape(*rows.shape[:2], kernel, 2))
 
     def _replicated(self, x: Tensor, weight: Tensor) -> Tensor:
         """All of it, as if the picture went on with its outermost pixels."""
@@ -86,7 +86,7 @@ class DoublingConv(nn.Conv2d):
         y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias)
         if shift == 0:
             return F.pixel_shuffle(y, 2)
-        y = y.unflatten(1, (self.out_channels, 2, 2))
+        y = y.reshape(y.shape[0], self.out_channels, 2, 2, *y.shape[2:])
         lines = [
             torch.stack([y[:, :, p, q, p * shift :, q * shift :][..., :height, :width] for q in range(2)], -1) for p in range(2)
         ]
