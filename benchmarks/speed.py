@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from benchmarks.timing import CONVOLUTION, Time, ceilings, interleaved, table
 PARTS = ("steps", "phases", "around", "feed", "start", "memory", "ladder", "index", "released")
 HEAD = """# Speed
 
-`make bench`, {about}. Medians of {repeats} interleaved repeats; times on the CPU are CPU seconds of one process, so ratios say
+`python -m benchmarks.speed{words}`, {today}, {about}. Medians of {repeats} interleaved repeats; times on the CPU are CPU seconds of one process, so ratios say
 more than milliseconds: the machine is shared. The ceiling is a large convolution in the same run ({rate:.0f} GFLOP/s).
 """
 
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sections:
         best = interleaved(ceilings(arguments.device), 5, arguments.device)[CONVOLUTION]
         about = f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.device}"
-        head = HEAD.format(about=about, repeats=arguments.repeats, rate=best.rate / 1e9)
+        words = "".join(f" {word}" for word in (sys.argv[1:] if argv is None else argv))
+        head = HEAD.format(words=words, today=date.today(), about=about, repeats=arguments.repeats, rate=best.rate / 1e9)
         _write(arguments.out, "\n".join([head, *(f"{section}\n" for section in sections)]))
     print(json.dumps(said, indent=2))
     return 0
