@@ -31,8 +31,9 @@ from benchmarks.timing import CONVOLUTION, Time, ceilings, interleaved, table
 PARTS = ("steps", "phases", "around", "feed", "start", "memory", "ladder", "index", "released")
 HEAD = """# Speed
 
-`python -m benchmarks.speed{words}`, {today}, {about}. Medians of {repeats} interleaved repeats; times on the CPU are CPU seconds of one process, so ratios say
-more than milliseconds: the machine is shared. The ceiling is a large convolution in the same run ({rate:.0f} GFLOP/s).
+`python -m benchmarks.speed{words}`, {today}, {about}.
+Medians of {repeats} interleaved repeats; times on the CPU are CPU seconds of one process, so ratios say more than milliseconds:
+the machine is shared. The ceiling is a large convolution in the same run ({rate:.0f} GFLOP/s).
 """
 
 
