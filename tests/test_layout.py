@@ -125,7 +125,8 @@ def test_ray_serve_is_never_imported_under_the_name_of_our_package() -> None:
 
 def test_ray_has_few_doors() -> None:
     """As the contract in pyproject.toml, but of imports inside functions too, and of names."""
-    doors = {"platform/recollect/cluster.py", "platform/recollect/training/launch.py", "platform/recollect/search/tune.py"}
+    names = ("cluster", "training/launch", "training/giveback", "search/tune", "search/trials", "search/proposals")
+    doors = {f"platform/recollect/{name}.py" for name in names}
     users = {
         str(path.relative_to(ROOT))
         for path in python_files("platform", "trainables")
