@@ -2,7 +2,7 @@
 
 Every arm takes PNG files and gives PNG files. The model has one thread, on a core of its own; the load generator, HAProxy, the
 ingress and Ray's own processes share the other one. The bare arm decodes, translates and encodes on the model's core, in batches
-of the size that is fastest for it. What one client pays is measured in pairs: some bare calls, then as many requests, then bare
+of the size that is fastest for it. What one client pays is measured in pairs: bare calls, then requests for as long, then bare
 calls again. `--case NAME` measures one case; results are kept in a JSON file, and the page is of all.
 
     python -m benchmarks.serve                      # every case, one after the other
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -255,12 +256,12 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+def page(results: dict[str, Any], words: str = "") -> str:
+    """The results as Markdown, and the words of the command."""
     lines = [
         "# Serving, measured",
         "",
-        f"`make bench-serve` (`benchmarks/serve.py`), {date.today()}: recollect {recollect.__version__}, "
+        f"`python -m benchmarks.serve{words}`, {date.today()}: recollect {recollect.__version__}, "
         f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores.",
         "",
         "The model has one thread on a core of its own; load generator, HAProxy, ingress and Ray share the others. PNG in and "
@@ -314,7 +315,7 @@ def main(words: Sequence[str] | None = None) -> None:
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         KEPT.write_text(json.dumps(results, indent=1))
     ordered = {name: results[name] for name in CASES if name in results}
-    asked.out.write_text(page(ordered))
+    asked.out.write_text(page(ordered, "".join(f" {word}" for word in (sys.argv[1:] if words is None else words))))
     print(asked.out)
 
 

@@ -146,9 +146,12 @@ def start(
         logging = {"log_level": log_level, "enable_access_log": False}
         http = {"host": host, "port": port, "request_timeout_s": request_timeout_s}
         ray.serve.start(proxy_location="HeadOnly" if local else "EveryNode", http_options=http, logging_config=logging)
-        undo.callback(ray.serve.shutdown if local else ray.serve.delete, *([] if local else [APPLICATION]))
+        if local:
+            undo.callback(ray.serve.shutdown)
         check()
         _require_listening(host, port)
+        if not local:
+            undo.callback(ray.serve.delete, APPLICATION)
         target = ray.serve.RunTarget(build(args), name=APPLICATION, route_prefix="/", logging_config=logging)
         ray.serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         url = f"http://{_visible(host if local or is_loopback(host) else _head())}:{port}"

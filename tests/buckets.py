@@ -73,7 +73,7 @@ class Line:
 
     def __init__(self, port: int, bytes_per_s: float = float("inf")) -> None:
         self.target, self.bytes_per_s, self.sent = port, bytes_per_s, 0
-        self.flows = threading.Event()
+        self.one_at_a_time, self.flows = threading.Lock(), threading.Event()
         self.flows.set()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
@@ -91,22 +91,31 @@ class Line:
     def close(self) -> None:
         """No further connections."""
         self.flows.set()
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
+        while True:
+            try:
                 here, _ = self.listener.accept()
+            except OSError:  # closed
+                return
+            try:
                 there = socket.create_connection(("127.0.0.1", self.target))
-                threading.Thread(target=self._carry, args=(here, there, True), daemon=True).start()
-                threading.Thread(target=self._carry, args=(there, here, False), daemon=True).start()
+            except OSError:
+                here.close()
+                continue
+            threading.Thread(target=self._carry, args=(here, there, True), daemon=True).start()
+            threading.Thread(target=self._carry, args=(there, here, False), daemon=True).start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, slow: bool) -> None:
         with suppress(OSError):
             while content := source.recv(CHUNK):
                 if slow:
-                    time.sleep(len(content) / self.bytes_per_s)
-                    self.sent += len(content)
+                    with self.one_at_a_time:  # all connections share the line
+                        time.sleep(len(content) / self.bytes_per_s)
+                        self.sent += len(content)
                 self.flows.wait()
                 sink.sendall(content)
         with suppress(OSError):

@@ -305,11 +305,18 @@ def read_text(place: str) -> str | None:
 
 
 def write_text(place: str, text: str) -> None:
-    """Write a small text at a path or URI; the folder is made."""
+    """Write a small text at a path or URI, whole or not at all; the folder is made."""
+    write_bytes(place, text.encode())
+
+
+def write_bytes(place: str, content: bytes) -> None:
+    """The same of bytes."""
     filesystem, path = filesystem_of(place)
-    filesystem.create_dir(os.path.dirname(path), recursive=True)
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(text.encode())
+    folder, name = os.path.split(path)
+    filesystem.create_dir(folder, recursive=True)
+    with filesystem.open_output_stream(f"{folder}/.{name}") as stream:
+        stream.write(content)
+    filesystem.move(f"{folder}/.{name}", path)
 
 
 def absolute(uri: str) -> str:

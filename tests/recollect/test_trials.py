@@ -27,9 +27,11 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_one_that_is_gone(
     whole: tuple[int, ...], half: tuple[int, ...], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (*whole, *half):
-        (tmp_path / "trial" / f"checkpoint_{number:06d}" / "last").mkdir(parents=True)
-    for number in whole:
-        (tmp_path / "trial" / f"checkpoint_{number:06d}" / "last" / "manifest.json").touch()
+        last = tmp_path / "trial" / f"checkpoint_{number:06d}" / "last"
+        last.mkdir(parents=True)
+        (last / "manifest.json").write_text('{"files": {"model.safetensors": "a digest"}}')
+        if number in whole:
+            (last / "model.safetensors").touch()
     restored: list[str] = []
     monkeypatch.setattr(FunctionTrainable, "restore", lambda self, result: restored.append(result.checkpoint.path))
     named = str(tmp_path / "trial" / "checkpoint_000000")

@@ -216,6 +216,7 @@ def test_on_a_cluster_it_listens_where_it_is_told_and_ends_with_its_terminal(tmp
             second = serve("--port", str(free_port()))
             out = ended(second)
             assert second.returncode == 2 and f"give --host 0.0.0.0 --port {port}" in out, out
+            assert httpx.get(url, trust_env=False, headers=known_to).status_code == 200, "the first one is as it was"
             first.send_signal(signal.SIGHUP)  # what a broken connection sends
             rest = ended(first)
             assert first.returncode == 0 and "stopping" in rest, rest

@@ -36,6 +36,18 @@ def test_values_and_gradients_are_those_of_the_three_steps(
         assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_in_bf16_it_errs_no_more_than_the_three_steps(kernel: int) -> None:
+    torch.manual_seed(0)
+    layer, x = DoublingConv(64, 32, kernel), torch.randn(2, 64, 16, 16)
+    true = three_steps(x.double(), layer.double())
+    layer = layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        one, three = layer(x), three_steps(x, layer)
+    assert one.dtype == torch.bfloat16
+    assert (one - true).abs().mean() < 1.1 * (three - true).abs().mean()
+
+
 def test_it_has_fewer_products_and_no_other_state() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

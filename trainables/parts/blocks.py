@@ -73,11 +73,18 @@ class DoublingConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), taps = self.kernel_size, self.taps
-        inside, rows, columns = (self.weight.flatten(2) @ self.sums).split_with_sizes([4 * taps**2, 2 * kernel, 2 * kernel], 2)
+        inside, rows, columns = self._summed().split_with_sizes([4 * taps**2, 2 * kernel, 2 * kernel], 2)
         picture = self._replicated(x, inside.reshape(*inside.shape[:2], 4, taps, taps).transpose(1, 2).flatten(0, 1))
         if taps == 2:  # reflection by one pixel of a doubled picture is just that
             return picture
         return self._reflected(x, picture, rows.reshape(*rows.shape[:2], 2, kernel), columns.reshape(*rows.shape[:2], kernel, 2))
+
+    def _summed(self) -> Tensor:
+        """The taps of all kernels made of this one's, (outputs, inputs, taps); in bf16 sums would be rounded before they are used."""
+        if not torch.is_autocast_enabled(self.weight.device.type):
+            return self.weight.flatten(2) @ self.sums
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.weight.flatten(2) @ self.sums
 
     def _replicated(self, x: Tensor, weight: Tensor) -> Tensor:
         """All of it, as if the picture went on with its outermost pixels."""

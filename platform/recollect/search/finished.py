@@ -13,7 +13,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from recollect.bundle import filesystem_of
+from recollect.bundle import filesystem_of, write_text
 from recollect.config import Run, overlay
 from recollect.data.store import Store
 
@@ -58,13 +58,7 @@ def look(directory: str, digest: str) -> Finished | None:
 
 def note(directory: str, digest: str, finished: Finished) -> None:
     """Write a finished trial into the register, whole or not at all."""
-    place = _place(directory, digest)
-    filesystem, path = filesystem_of(place)
-    folder, _, name = path.rpartition("/")
-    filesystem.create_dir(folder, recursive=True)
-    with filesystem.open_output_stream(f"{folder}/.{name}") as stream:
-        stream.write(json.dumps(asdict(finished), indent=2).encode())
-    filesystem.move(f"{folder}/.{name}", path)
+    write_text(_place(directory, digest), json.dumps(asdict(finished), indent=2))
 
 
 def _place(directory: str, digest: str) -> str:

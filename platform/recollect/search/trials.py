@@ -70,10 +70,16 @@ def _whole(filesystem: fs.FileSystem, path: str) -> str | None:
     """This checkpoint, or the newest one beside it; None where none is whole."""
     selector = fs.FileSelector(os.path.dirname(path), allow_not_found=True)
     others = sorted((one.path for one in filesystem.get_file_info(selector) if "checkpoint_" in one.base_name), reverse=True)
-    for place in (path, *others):
-        if filesystem.get_file_info(f"{place}/last/manifest.json").type == fs.FileType.File:
-            return str(place)
-    return None
+    return next((str(place) for place in (path, *others) if _has_all(filesystem, f"{place}/last")), None)
+
+
+def _has_all(filesystem: fs.FileSystem, bundle: str) -> bool:
+    """Whether all files that a bundle's manifest names are there: they are copied, and deleted, in any order."""
+    if filesystem.get_file_info(f"{bundle}/manifest.json").type != fs.FileType.File:
+        return False
+    with filesystem.open_input_file(f"{bundle}/manifest.json") as stream:
+        names = json.loads(stream.read())["files"]
+    return all(one.type == fs.FileType.File for one in filesystem.get_file_info([f"{bundle}/{name}" for name in names]))
 
 
 def _plain_trial(config: dict[str, Any], fixed: dict[str, str]) -> None:

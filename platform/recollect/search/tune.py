@@ -161,10 +161,12 @@ def _restored(experiment: str, trial: Any, directory: str) -> tune.Tuner:
     """Tune as it was. Raises ValueError where it cannot be read: it is pickled, so another version may not know what is in it."""
     try:
         return tune.Tuner.restore(experiment, trainable=trial, resume_unfinished=True, resume_errored=True)
+    except OSError:  # the storage's fault
+        raise
     except Exception as error:
         raise ValueError(
-            f"what Ray Tune keeps in {experiment} cannot be read ({error}); delete it and search again: "
-            f"settings whose result is in {directory}/finished are not trained twice"
+            f"what Ray Tune knows of {experiment} cannot be read ({error}); delete its tuner.pkl and experiment_state-* (not the "
+            f"trials) and search again: settings whose result is in {directory}/finished are not trained twice"
         ) from error
 
 
@@ -196,11 +198,7 @@ def _journal(directory: str) -> Path:
 
 def _write(directory: str, name: str, content: bytes) -> None:
     """Put a file into the search's directory, whole or not at all."""
-    filesystem, root = bundles.filesystem_of(directory)
-    filesystem.create_dir(root, recursive=True)
-    with filesystem.open_output_stream(f"{root}/.{name}") as stream:
-        stream.write(content)
-    filesystem.move(f"{root}/.{name}", f"{root}/{name}")
+    bundles.write_bytes(f"{directory}/{name}", content)
 
 
 def _tuner(plan: Search, trial: Any, directory: str, journal: Path) -> tune.Tuner:

@@ -139,15 +139,20 @@ def train_into(run: Run, out: str, resources: Resources) -> str:
     filesystem, root = bundles.filesystem_of(out)
     with tempfile.TemporaryDirectory(prefix="recollect-run-") as here:
         best = fetch(result, Path(here)).name
+        for name in ("last", "best"):  # each as a bundle, whole or not at all
+            if (Path(here) / name).exists():
+                bundles.copy(Path(here) / name, f"{out}/{name}")
+                shutil.rmtree(Path(here) / name)
         fs.copy_files(here, root, destination_filesystem=filesystem)
     filesystem.delete_dir(f"{root}/{UNFINISHED}")
     return f"{out}/{best}"
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
-    """What a worker said last."""
-    errors = [*error.worker_failures.values()] if isinstance(error, ray.train.WorkerGroupError) else [error]
-    return str(errors[0]).strip().splitlines()[-1]
+    """The last line of what a worker said, or of the error itself."""
+    failures = [*error.worker_failures.values()] if isinstance(error, ray.train.WorkerGroupError) else []
+    said = str((failures or [error])[0]).strip()
+    return said.splitlines()[-1] if said else repr((failures or [error])[0])
 
 
 def _is_there(place: str) -> bool:
