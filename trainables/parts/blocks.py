@@ -80,7 +80,7 @@ class DoublingConv(nn.Conv2d):
         return self._reflected(x, picture, rows.reshape(*rows.shape[:2], 2, kernel), columns.reshape(*rows.shape[:2], kernel, 2))
 
     def _summed(self) -> Tensor:
-        """The taps of all kernels made of this one's, (outputs, inputs, taps); in bf16 sums would be rounded before they are used."""
+        """The taps of all kernels made of this one's, (outputs, inputs, taps); bf16 would round sums before they are used."""
         if not torch.is_autocast_enabled(self.weight.device.type):
             return self.weight.flatten(2) @ self.sums
         with torch.autocast(self.weight.device.type, enabled=False):
