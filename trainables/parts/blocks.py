@@ -81,7 +81,7 @@ class DoublingConv(nn.Conv2d):
 
     def _summed(self) -> Tensor:
         """The taps of all kernels made of this one's, (outputs, inputs, taps); bf16 would round sums before they are used."""
-        if not torch.is_autocast_enabled(self.weight.device.type):
+        if self.weight.is_meta or not torch.is_autocast_enabled(self.weight.device.type):
             return self.weight.flatten(2) @ self.sums
         with torch.autocast(self.weight.device.type, enabled=False):
             return self.weight.flatten(2) @ self.sums
