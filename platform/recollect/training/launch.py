@@ -116,9 +116,11 @@ def train(
 def claim(run: Run, out: str, resume: bool = False) -> str:
     """Make a place for a run on Ray: a directory that all nodes reach, or a `pyarrow.fs` URI; returns it, absolute.
 
-    Raises ValueError where a run is there already, and `resume` is not said.
+    Raises ValueError where a run is there already and `resume` is not said, and for a URI with a query.
     """
     out = bundles.absolute(out).rstrip("/")
+    if "://" in out and "?" in out:
+        raise ValueError(f"{out}: a run's place is a URI without a query; an endpoint of one's own is AWS_ENDPOINT_URL's")
     if not resume and (_is_there(f"{out}/last") or _is_there(f"{out}/{UNFINISHED}")):
         raise ValueError(f"{out} holds a run already; resume it (--resume), or choose another --out")
     bundles.write_text(f"{out}/run.json", run.model_dump_json(indent=2) + "\n")
