@@ -22,6 +22,7 @@ Where this departs from the paper or from its released code, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import torch
@@ -33,7 +34,9 @@ from recollect.config import Choice, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Draws, Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import ResBlock, conv, deconv, initialise
+from trainables.parts.critics import telling_apart
 from trainables.parts.losses import adversarial
+from trainables.parts.passes import in_one_pass
 
 
 class CycleGANConfig(ModelConfig):
@@ -231,7 +234,8 @@ class CycleGAN(Translator):
     def translation_terms(self, step: Step) -> Terms:
         """The terms of the generators (eq. 3 and section 5.2), summed over the domains."""
         images = [batch.images for batch in step.batches]
-        fakes = [self.generator(images[1 - y], y) for y in (0, 1)]
+        drawn = [self._first_translation(images, y, step) for y in (0, 1)]
+        fakes = [pictures["fake"] for pictures in drawn]
         terms = {name: images[0].new_zeros(()) for name in ("adv_domain", "cyc_rec", "identity") if step.wants(name)}
         for x, image in enumerate(images):
             if step.wants("adv_domain"):
@@ -239,9 +243,17 @@ class CycleGAN(Translator):
             if step.wants("cyc_rec"):
                 terms["cyc_rec"] += (self.generator(fakes[1 - x], x) - image).abs().mean()  # eq. 2
             if step.wants("identity"):
-                terms["identity"] += (self.generator(image, x) - image).abs().mean()
+                terms["identity"] += (drawn[x]["own"] - image).abs().mean()
         step.cache["fakes"] = [fake.detach() for fake in fakes]
         return terms
+
+    def _first_translation(self, images: Sequence[Tensor], y: int, step: Step) -> dict[str, Tensor]:
+        """What the step needs of G_y at first, by name, drawn in one pass."""
+        jobs = {"fake": images[1 - y]}
+        if step.wants("identity"):
+            jobs["own"] = images[y]
+        pictures = in_one_pass(partial(self.generator, target=y), list(jobs.values()))
+        return dict(zip(jobs, pictures, strict=True))
 
     def domain_critic_terms(self, step: Step) -> Terms:
         """Critics tell pictures from translations, fresh ones or out of the pool."""
@@ -250,8 +262,7 @@ class CycleGAN(Translator):
         shown = self._from_pools(step) if self.pools else step.cache["fakes"]
         loss = step.batches[0].images.new_zeros(())
         for x, batch in enumerate(step.batches):
-            loss = loss + adversarial(self.domain_critic(batch.images, x), 1.0, "lsgan")
-            loss = loss + adversarial(self.domain_critic(shown[x], x), 0.0, "lsgan")
+            loss = loss + telling_apart(partial(self.domain_critic, domain=x), batch.images, shown[x], "lsgan")
         return {"critic_domain": loss}
 
     def after_step(self, step: Step) -> None:

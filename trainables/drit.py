@@ -32,6 +32,7 @@ Where this departs from the paper or from its released code, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -45,8 +46,9 @@ from recollect.config import Choice, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import DownBlock, GlobalStyleEncoder, Mlp, ResBlock, TailSharingEncoder, conv, deconv, initialise
-from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
+from trainables.parts.critics import ContentCritic, MultiScaleCritic, telling_apart, undecided
 from trainables.parts.losses import Gan, adversarial, l1
+from trainables.parts.passes import Drawing, by_domain, in_one_pass
 
 STYLE_RATE = 0.02  # of the running means
 SMALLEST_EXEMPLAR = 16  # pixels: both forms of E_a halve four times and pad by reflection, which takes two cells
@@ -120,7 +122,27 @@ def _gaussian_encoder(width: int, style_dim: int) -> nn.Sequential:
     )
 
 
-class ConcatGenerator(nn.Module):
+class Generator(nn.Module):
+    """G: content and style (B, Z) to a picture of a domain."""
+
+    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
+        return self.together([content], [Drawing(0, style, domain)])[0]  # (B, 3, H, W)
+
+    def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+        """Several drawings of some contents: what domains share sees each content once, the rest runs in one pass a domain."""
+        raise NotImplementedError
+
+
+def _columns(contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> tuple[list[int], list[Tensor], list[Tensor]]:
+    """The domains, contents and styles of some drawings."""
+    return (
+        [drawing.domain for drawing in drawings],
+        [contents[drawing.content] for drawing in drawings],
+        [drawing.style for drawing in drawings],
+    )
+
+
+class ConcatGenerator(Generator):
     """G of the form `concat`: a shared block, then per domain blocks and upsamplings, z concatenated before each."""
 
     def __init__(self, config: DRITConfig, domains: int) -> None:
@@ -129,18 +151,24 @@ class ConcatGenerator(nn.Module):
         self.head = ResBlock(top)
         self.stages = nn.ModuleList(_concat_stages(config, top) for _ in range(domains))
 
-    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
-        x = self.head(content)
-        for stage in list(self.stages[domain]):  # type: ignore[call-overload]
+    def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+        heads = in_one_pass(self.head, contents)
+        return by_domain(self.stages, *_columns(heads, drawings))
+
+
+class ConcatStages(nn.ModuleList):
+    """What belongs to one domain: the style concatenated to the features before every stage."""
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        for stage in self:
             tiled = style.to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[-2:])
             x = stage(torch.cat([x, tiled], dim=1))
-        picture: Tensor = x.tanh()
-        return picture  # (B, 3, H, W)
+        return x.tanh()  # (B, 3, H, W)
 
 
-def _concat_stages(config: DRITConfig, top: int) -> nn.ModuleList:
+def _concat_stages(config: DRITConfig, top: int) -> ConcatStages:
     channels = top + config.style_dim
-    stages = nn.ModuleList([nn.Sequential(*(ResBlock(channels) for _ in range(config.generator_blocks - 1)))])
+    stages = ConcatStages([nn.Sequential(*(ResBlock(channels) for _ in range(config.generator_blocks - 1)))])
     for _ in range(config.downs):
         inputs = channels + config.style_dim
         channels = inputs // 2
@@ -168,7 +196,7 @@ class StyledResBlock(nn.Module):
         return x + hidden
 
 
-class MlpGenerator(nn.Module):
+class MlpGenerator(Generator):
     """G of the form `mlp`: per domain an MLP that makes a vector for each block from z, the blocks, and the upsamplings."""
 
     def __init__(self, config: DRITConfig, domains: int) -> None:
@@ -184,7 +212,11 @@ class MlpGenerator(nn.Module):
             for _ in range(domains)
         )
 
-    def forward(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
+    def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
+        nets = [partial(self._picture, domain=domain) for domain in range(len(self.tails))]
+        return by_domain(nets, *_columns(contents, drawings))
+
+    def _picture(self, content: Tensor, style: Tensor, domain: int) -> Tensor:
         blocks = list(self.blocks[domain])  # type: ignore[call-overload]
         x = content
         for block, vector in zip(blocks, self.mlps[domain](style).chunk(len(blocks), dim=1), strict=True):
@@ -258,7 +290,7 @@ class DRIT(Translator):
         count = len(domains.names)
         self.content_encoder = TailSharingEncoder(config.width, config.downs, config.content_blocks, count)
         self.style_encoder = StyleEncoder(config, count)
-        self.generator: nn.Module = {"concat": ConcatGenerator, "mlp": MlpGenerator}[config.form](config, count)
+        self.generator: Generator = {"concat": ConcatGenerator, "mlp": MlpGenerator}[config.form](config, count)
         self.domain_critic = DomainCritics(config, count)
         self.content_critic = ContentCritic(config.width * 2**config.downs, count)
         self.register_buffer("mean_style", torch.zeros(count, config.style_dim))  # running means of E_a's answers
@@ -285,11 +317,11 @@ class DRIT(Translator):
         """The terms of encoders and generators, summed over the domains."""
         images = [batch.images for batch in step.batches]
         assert len(images[0]) == len(images[1]), "pictures are translated in pairs"
-        contents = [self._content(image, x, step, "content") for x, image in enumerate(images)]
+        contents = self._contents(images, (0, 1), step, "content")
         styles: list[Posterior] = [self.style_encoder(image, x) for x, image in enumerate(images)]
         codes = [self._sample(style, x, step, "style") for x, style in enumerate(styles)]
         random = [self._random_styles(x, step) for x in (0, 1)]
-        drawn = [self._first_translation(contents, codes, random[y], y, step) for y in (0, 1)]
+        drawn = self._drawings(contents, codes, random, step)
         terms = {name: images[0].new_zeros(()) for name in TRANSLATION_TERMS if step.wants(name)}
         for x in (0, 1):
             if step.wants("self_rec"):
@@ -323,8 +355,8 @@ class DRIT(Translator):
         for x, batch in enumerate(step.batches):
             fakes = step.cache["fakes"][x]
             for random, pictures in ((False, fakes["encoded"]), (True, _random_pictures(fakes))):
-                loss = loss + adversarial(self.domain_critic(batch.images, x, random), 1.0, self.config.gan)
-                loss = loss + adversarial(self.domain_critic(pictures, x, random), 0.0, self.config.gan)
+                critic = partial(self.domain_critic, domain=x, random=random)
+                loss = loss + telling_apart(critic, batch.images, pictures, self.config.gan)
         return {"critic_domain": loss}
 
     def content_critic_terms(self, step: Step) -> Terms:
@@ -333,8 +365,8 @@ class DRIT(Translator):
             return {}
         if "contents" not in step.cache:
             with torch.no_grad():
-                contents = [self._content(batch.images, x, step, "content") for x, batch in enumerate(step.batches)]
-            step.cache["contents"] = contents
+                images = [batch.images for batch in step.batches]
+                step.cache["contents"] = self._contents(images, (0, 1), step, "content")
         losses = [
             F.cross_entropy(self.content_critic(content).float(), torch.full((len(content),), x, device=content.device))
             for x, content in enumerate(step.cache["contents"])
@@ -377,9 +409,12 @@ class DRIT(Translator):
             return read.mean
         return self.mean_style[target].to(images).expand(shape)
 
-    def _content(self, images: Tensor, domain: int, step: Step, name: str) -> Tensor:
-        """The content with the noise of training; `name` tells the draws of a step apart."""
-        content: Tensor = self.content_encoder(images, domain)
+    def _contents(self, images: Sequence[Tensor], domains: Sequence[int], step: Step, name: str) -> list[Tensor]:
+        """The contents with the noise of training; `name` tells the draws of a step apart."""
+        contents = self.content_encoder.together(images, domains)
+        return [self._with_noise(content, domain, step, name) for content, domain in zip(contents, domains, strict=True)]
+
+    def _with_noise(self, content: Tensor, domain: int, step: Step, name: str) -> Tensor:
         if not self.config.content_noise:
             return content
         noise = step.draws.normal(f"{name}/{domain}", step.batches[domain].slots, tuple(content.shape[1:]), content)
@@ -401,27 +436,32 @@ class DRIT(Translator):
         )
         return one, other
 
-    def _first_translation(
-        self, contents: list[Tensor], codes: list[Tensor], random: tuple[Tensor, Tensor], y: int, step: Step
-    ) -> dict[str, Tensor]:
-        """The pictures of domain y that the step needs, by name, drawn in one batch."""
-        x = 1 - y
-        jobs = {"encoded": (contents[x], codes[y])}
-        if step.wants("self_rec"):
-            jobs["own"] = (contents[y], codes[y])
-        if step.wants("adv_domain", "critic_domain", "latent", "mode_seeking"):
-            jobs["random"] = (contents[x], random[0])
-        if step.wants("mode_seeking"):
-            jobs["again"] = (contents[x], random[1])
-        content, style = (torch.cat(side) for side in zip(*jobs.values(), strict=True))
-        pictures: Tensor = self.generator(content, style, y)
-        return dict(zip(jobs, pictures.chunk(len(jobs)), strict=True))
+    def _drawings(
+        self, contents: list[Tensor], codes: list[Tensor], random: list[tuple[Tensor, Tensor]], step: Step
+    ) -> list[dict[str, Tensor]]:
+        """What is first drawn in each domain, by name, all of it together."""
+        jobs: dict[tuple[int, str], Drawing] = {}
+        for y in (0, 1):
+            x = 1 - y
+            jobs[y, "encoded"] = Drawing(x, codes[y], y)
+            if step.wants("self_rec"):
+                jobs[y, "own"] = Drawing(y, codes[y], y)
+            if step.wants("adv_domain", "critic_domain", "latent", "mode_seeking"):
+                jobs[y, "random"] = Drawing(x, random[y][0], y)
+            if step.wants("mode_seeking"):
+                jobs[y, "again"] = Drawing(x, random[y][1], y)
+        drawn: list[dict[str, Tensor]] = [{}, {}]
+        for (y, name), picture in zip(jobs, self.generator.together(contents, list(jobs.values())), strict=True):
+            drawn[y][name] = picture
+        return drawn
 
     def _cross_cycle(self, images: list[Tensor], fakes: list[Tensor], step: Step) -> Tensor:
         """Exchange the styles of the translations back: L1 to the pictures they come from (section 3.2)."""
-        contents = {1 - y: self._content(fake, y, step, "content again") for y, fake in enumerate(fakes)}
+        of_one, of_other = self._contents(fakes, (0, 1), step, "content again")  # what is drawn in one shows the other's picture
         codes = [self._sample(self.style_encoder(fake, x), x, step, "style again") for x, fake in enumerate(fakes)]
-        return torch.stack([l1(self.generator(contents[x], codes[x], x), images[x]) for x in (0, 1)]).sum()
+        drawings = [Drawing(x, code, x) for x, code in enumerate(codes)]
+        pictures = self.generator.together([of_other, of_one], drawings)
+        return torch.stack([l1(picture, image) for picture, image in zip(pictures, images, strict=True)]).sum()
 
     def _fooled(self, fakes: Tensor, domain: int, random: bool) -> Tensor:
         return adversarial(self.domain_critic(fakes, domain, random), 1.0, self.config.gan)

@@ -57,12 +57,12 @@ from trainables.parts.blocks import (
     content_layers,
     conv,
     doublings,
-    in_one_pass,
     initialise,
 )
 from trainables.parts.critics import AttributeCritic, Verdict
 from trainables.parts.losses import Gan, adversarial, l1, misnamed
 from trainables.parts.mixture import Mixture, Posterior, flipped
+from trainables.parts.passes import in_one_pass
 from trainables.parts.perceptual import Perceptual
 
 CELEBA = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")

@@ -31,7 +31,8 @@ Where this departs from the paper or from its released code, and why:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -51,13 +52,13 @@ from trainables.parts.blocks import (
     TailSharingEncoder,
     conv,
     deconv,
-    in_one_pass,
     initialise,
     resize_to,
 )
-from trainables.parts.critics import ContentCritic, MultiScaleCritic, undecided
+from trainables.parts.critics import ContentCritic, MultiScaleCritic, telling_apart, undecided
 from trainables.parts.losses import Gan, adversarial, l1, memory_contrast, memory_triplet, nearest_items
 from trainables.parts.memory import ClassAwareMemory, MemoryState, unit
+from trainables.parts.passes import Drawing, by_domain, in_one_pass
 
 ItemCount = Annotated[int, Field(ge=1), Range(2, 12, shape=True)]
 
@@ -158,14 +159,6 @@ class StyleEncoder(nn.Module):
         return style  # (B, value_dim, h, w)
 
 
-class Drawing(NamedTuple):
-    """One picture that G is asked for: the index of its content, its style map (B, C, h, w), its domain."""
-
-    content: int
-    style: Tensor
-    domain: int
-
-
 class Generator(nn.Module):
     """G: content and style map to a picture of a domain."""
 
@@ -175,16 +168,6 @@ class Generator(nn.Module):
     def together(self, contents: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
         """Several drawings from some contents: each content is prepared once, and all go through what they share in one pass."""
         raise NotImplementedError
-
-
-def _by_domain(nets: nn.ModuleList, inputs: Sequence[Tensor], drawings: Sequence[Drawing]) -> list[Tensor]:
-    """Each input through the net of its drawing's domain, or through the one that serves all; one pass a net."""
-    owner = [min(drawing.domain, len(nets) - 1) for drawing in drawings]
-    outputs: dict[int, Tensor] = {}
-    for index in dict.fromkeys(owner):
-        mine = [place for place, other in enumerate(owner) if other == index]
-        outputs |= zip(mine, in_one_pass(nets[index], [inputs[place] for place in mine]), strict=True)
-    return [outputs[place] for place in range(len(inputs))]
 
 
 class ConcatGenerator(Generator):
@@ -210,7 +193,7 @@ class ConcatGenerator(Generator):
         found = in_one_pass(self.blocks, joined)
         for stage in [*self.ups, self.last]:
             inputs = [torch.cat([x, resize_to(style, x)], dim=1) for x, style in zip(found, styles, strict=True)]
-            found = _by_domain(stage, inputs, drawings)
+            found = by_domain(stage, [drawing.domain for drawing in drawings], inputs)
         return [picture.tanh() for picture in found]  # (B, 3, H, W) each
 
 
@@ -467,10 +450,8 @@ class MGUIT(Translator):
             return {}
         loss = step.batches[0].images.new_zeros(())
         for x, batch in enumerate(step.batches):
-            fakes: Tensor = step.cache["fakes"][x]
-            answers = self.domain_critic(torch.cat([batch.images.to(fakes), fakes]), x)
-            real, fake = zip(*(answer.split_with_sizes([len(batch), len(fakes)]) for answer in answers), strict=True)
-            loss = loss + adversarial(list(real), 1.0, self.config.gan) + adversarial(list(fake), 0.0, self.config.gan)
+            critic = partial(self.domain_critic, domain=x)
+            loss = loss + telling_apart(critic, batch.images, step.cache["fakes"][x], self.config.gan)
         return {"critic_domain": loss}
 
     def content_critic_terms(self, step: Step) -> Terms:

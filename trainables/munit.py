@@ -22,6 +22,7 @@ Where this departs from the paper or from its released code, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -34,8 +35,9 @@ from recollect.objective import Terms
 from recollect.pretrained import WeightsFile
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import AdaINResBlock, GlobalStyleEncoder, Mlp, content_layers, initialise, picture_layers
-from trainables.parts.critics import DomainCritics
+from trainables.parts.critics import DomainCritics, telling_apart
 from trainables.parts.losses import Gan, adversarial, l1
+from trainables.parts.passes import in_one_pass
 from trainables.parts.perceptual import Perceptual
 
 
@@ -189,16 +191,16 @@ class MUNIT(Translator):
         images = [batch.images for batch in step.batches]
         contents = [self.content_encoder(image, x) for x, image in enumerate(images)]
         terms = {name: images[0].new_zeros(()) for name in TRANSLATION_TERMS if step.wants(name)}
-        fakes: dict[int, Tensor] = {}
+        read = step.wants("self_rec", "cyc_rec")
+        styles = [self.style_encoder(image, x) if read else None for x, image in enumerate(images)]
+        random = {y: self._random_style(step, y) for y in (1, 0)}
+        drawn = {y: self._first_translation(step, contents, styles, random[y], y) for y in (1, 0)}
         for x, y in ((0, 1), (1, 0)):
-            image, content = images[x], contents[x]
-            own = self.style_encoder(image, x) if step.wants("self_rec", "cyc_rec") else None
-            drawn = step.draws.normal(f"style/{y}", step.batches[x].slots, (self.config.style_dim,), image)
-            fakes[y] = fake = self.generator(content, drawn, y)
+            image, content, own, fake = images[x], contents[x], styles[x], drawn[y]["fake"]
             if step.wants("self_rec"):
-                terms["self_rec"] += l1(self.generator(content, own, x), image)  # eq. 1
+                terms["self_rec"] += l1(drawn[x]["own"], image)  # eq. 1
             if step.wants("style_rec"):
-                terms["style_rec"] += l1(self.style_encoder(fake, y), drawn)  # eq. 3
+                terms["style_rec"] += l1(self.style_encoder(fake, y), random[y])  # eq. 3
             if step.wants("content_rec", "cyc_rec"):
                 again = self.content_encoder(fake, y)
                 if step.wants("content_rec"):
@@ -209,8 +211,24 @@ class MUNIT(Translator):
                 terms["adv_domain"] += adversarial(self.domain_critic(fake, y), 1.0, self.config.gan)  # eq. 4
             if step.wants("perceptual"):
                 terms["perceptual"] += self.perceptual(fake, image)
-        step.cache["fakes"] = {domain: fake.detach() for domain, fake in fakes.items()}
+        step.cache["fakes"] = {domain: pictures["fake"].detach() for domain, pictures in drawn.items()}
         return terms
+
+    def _random_style(self, step: Step, y: int) -> Tensor:
+        """The styles (B, S) of domain y that the other domain's pictures are drawn with."""
+        batch = step.batches[1 - y]
+        return step.draws.normal(f"style/{y}", batch.slots, (self.config.style_dim,), batch.images)
+
+    def _first_translation(
+        self, step: Step, contents: Sequence[Tensor], styles: Sequence[Tensor | None], random: Tensor, y: int
+    ) -> dict[str, Tensor]:
+        """What the step needs of G_y at first, by name, drawn in one pass."""
+        jobs, own = {"fake": (contents[1 - y], random)}, styles[y]
+        if step.wants("self_rec"):
+            assert own is not None, "who reconstructs has read the style"
+            jobs["own"] = (contents[y], own)
+        columns = zip(*jobs.values(), strict=True)
+        return dict(zip(jobs, in_one_pass(partial(self.generator, domain=y), *columns), strict=True))
 
     def critic_terms(self, step: Step) -> Terms:
         """Critics tell pictures from translations with random styles."""
@@ -218,8 +236,8 @@ class MUNIT(Translator):
             return {}
         loss = step.batches[0].images.new_zeros(())
         for x, batch in enumerate(step.batches):
-            loss = loss + adversarial(self.domain_critic(batch.images, x), 1.0, self.config.gan)  # eq. 4
-            loss = loss + adversarial(self.domain_critic(step.cache["fakes"][x], x), 0.0, self.config.gan)
+            critic = partial(self.domain_critic, domain=x)
+            loss = loss + telling_apart(critic, batch.images, step.cache["fakes"][x], self.config.gan)  # eq. 4
         return {"critic_domain": loss}
 
     def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:

@@ -25,6 +25,7 @@ Where this departs from the paper or from its released code, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -37,8 +38,9 @@ from recollect.objective import Terms
 from recollect.pretrained import WeightsFile
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import ResBlock, content_layers, initialise, picture_layers
-from trainables.parts.critics import DomainCritics
+from trainables.parts.critics import DomainCritics, telling_apart
 from trainables.parts.losses import Gan, adversarial, l1
+from trainables.parts.passes import by_domain, in_one_pass
 from trainables.parts.perceptual import Perceptual
 
 NOISE_CELLS = 64  # a side of the noise that `sample_guide` draws: the latent grid of 256 pixels at stride 4
@@ -91,8 +93,12 @@ class Encoder(nn.Module):
         self.tail = nn.Sequential(*(ResBlock(top) for _ in range(config.shared_blocks)))
 
     def forward(self, images: Tensor, domain: int) -> Tensor:
-        mean: Tensor = self.tail(self.trunks[domain](images))
-        return mean  # (B, C, h, w)
+        return self.together([images], [domain])[0]  # (B, C, h, w)
+
+    def together(self, images: Sequence[Tensor], domains: Sequence[int]) -> list[Tensor]:
+        """The means of pictures of several domains, with one pass through what they share."""
+        trunks = by_domain(self.trunks, domains, images)
+        return in_one_pass(self.tail, trunks) if len(self.tail) else trunks
 
 
 class Generator(nn.Module):
@@ -108,8 +114,12 @@ class Generator(nn.Module):
         )
 
     def forward(self, latent: Tensor, domain: int) -> Tensor:
-        picture: Tensor = self.nets[domain](self.head(latent))
-        return picture  # (B, 3, H, W)
+        return self.together([latent], [domain])[0]  # (B, 3, H, W)
+
+    def together(self, latents: Sequence[Tensor], domains: Sequence[int]) -> list[Tensor]:
+        """The pictures of several latents, each in its domain; one pass a net, one through what they share."""
+        heads = in_one_pass(self.head, latents) if len(self.head) else list(latents)
+        return by_domain(self.nets, domains, heads)
 
 
 class UNIT(Translator):
@@ -180,28 +190,36 @@ class UNIT(Translator):
         """Eqs. 3-5 for encoders and generators."""
         images = [batch.images for batch in step.batches]
         terms = {name: images[0].new_zeros(()) for name in TRANSLATION_TERMS if step.wants(name)}
-        fakes: dict[int, Tensor] = {}
+        means = self.encoder.together(images, (0, 1))
+        latents = [self._sample(mean, step, x, "latent") for x, mean in enumerate(means)]
+        wanted = [(0, 1), (1, 0), *([(0, 0), (1, 1)] if step.wants("self_rec") else [])]  # whose picture, drawn in which domain
+        pictures = self.generator.together([latents[x] for x, _ in wanted], [y for _, y in wanted])
+        drawn = dict(zip(wanted, pictures, strict=True))
+        if step.wants("cyc_rec", "cyc_kl"):
+            self._back(step, terms, drawn[0, 1], drawn[1, 0])
         for x, y in ((0, 1), (1, 0)):
-            image = images[x]
-            mean = self.encoder(image, x)
-            latent = self._sample(mean, step, x, "latent")
-            fakes[y] = fake = self.generator(latent, y)
+            image, fake = images[x], drawn[x, y]
             if step.wants("self_rec"):
-                terms["self_rec"] += l1(self.generator(latent, x), image)  # eq. 3
+                terms["self_rec"] += l1(drawn[x, x], image)  # eq. 3
             if step.wants("kl"):
-                terms["kl"] += mean_square(mean)  # eq. 3
-            if step.wants("cyc_rec", "cyc_kl"):
-                again = self.encoder(fake, y)
-                if step.wants("cyc_kl"):
-                    terms["cyc_kl"] += mean_square(again)  # eq. 5
-                if step.wants("cyc_rec"):
-                    terms["cyc_rec"] += l1(self.generator(self._sample(again, step, x, "cycle"), x), image)  # eq. 5
+                terms["kl"] += mean_square(means[x])  # eq. 3
             if step.wants("adv_domain"):
                 terms["adv_domain"] += adversarial(self.domain_critic(fake, y), 1.0, self.config.gan)  # eq. 4
             if step.wants("perceptual"):
                 terms["perceptual"] += self.perceptual(fake, image)
-        step.cache["fakes"] = {domain: fake.detach() for domain, fake in fakes.items()}
+        step.cache["fakes"] = {1: drawn[0, 1].detach(), 0: drawn[1, 0].detach()}
         return terms
+
+    def _back(self, step: Step, terms: Terms, *fakes: Tensor) -> None:
+        """The translations of both domains' pictures encoded again, and drawn back."""
+        again = self.encoder.together(fakes, (1, 0))
+        if step.wants("cyc_kl"):
+            for mean in again:
+                terms["cyc_kl"] += mean_square(mean)  # eq. 5
+        if step.wants("cyc_rec"):
+            latents = [self._sample(mean, step, x, "cycle") for x, mean in enumerate(again)]
+            for batch, picture in zip(step.batches, self.generator.together(latents, (0, 1)), strict=True):
+                terms["cyc_rec"] += l1(picture, batch.images)  # eq. 5
 
     def critic_terms(self, step: Step) -> Terms:
         """Critics tell pictures from translations."""
@@ -209,8 +227,8 @@ class UNIT(Translator):
             return {}
         loss = step.batches[0].images.new_zeros(())
         for x, batch in enumerate(step.batches):
-            loss = loss + adversarial(self.domain_critic(batch.images, x), 1.0, self.config.gan)  # eq. 4
-            loss = loss + adversarial(self.domain_critic(step.cache["fakes"][x], x), 0.0, self.config.gan)
+            critic = partial(self.domain_critic, domain=x)
+            loss = loss + telling_apart(critic, batch.images, step.cache["fakes"][x], self.config.gan)  # eq. 4
         return {"critic_domain": loss}
 
     def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:

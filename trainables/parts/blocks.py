@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recollect.trainable import Block
+from trainables.parts.passes import by_domain, in_one_pass
 
 Norm = Literal["none", "instance", "layer"]
 
@@ -266,19 +267,7 @@ class TailSharingEncoder(nn.Module):
 
     def together(self, images: Sequence[Tensor], domains: Sequence[int]) -> list[Tensor]:
         """The contents of pictures of several domains, with one pass through what they share."""
-        trunks = [self.trunks[domain](image) for image, domain in zip(images, domains, strict=True)]
-        return in_one_pass(self.tail, trunks)  # (B, C, h, w) each
-
-
-def in_one_pass(net: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What a net makes of several batches, in one pass: larger convolutions are faster, and the weights get one gradient.
-
-    For nets that look at each sample alone.
-    """
-    if len(inputs) == 1:
-        return [net(inputs[0])]
-    outputs = net(torch.cat(list(inputs)))
-    return list(outputs.split_with_sizes([item.shape[0] for item in inputs]))
+        return in_one_pass(self.tail, by_domain(self.trunks, domains, images))  # (B, C, h, w) each
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.parts.blocks import conv
+from trainables.parts.losses import Gan, adversarial
 
 
 class MultiScaleCritic(nn.Module):
@@ -138,6 +139,17 @@ class ContentCritic(nn.Module):
     def forward(self, content: Tensor) -> Tensor:
         logits: Tensor = self.body(content).mean(dim=(-2, -1))
         return logits
+
+
+def telling_apart(critic: Callable[[Tensor], list[Tensor]], pictures: Tensor, fakes: Tensor, kind: Gan) -> Tensor:
+    """What a critic strives for: to answer 1 to pictures (B, 3, H, W) and 0 to translations (F, 3, H, W), judged in one pass.
+
+    >>> telling_apart(lambda x: [x], torch.ones(2, 3, 4, 4), torch.ones(1, 3, 4, 4), "lsgan")
+    tensor(1.)
+    """
+    sizes = [pictures.shape[0], fakes.shape[0]]
+    real, fake = zip(*(logits.split_with_sizes(sizes) for logits in critic(torch.cat([pictures.to(fakes), fakes]))), strict=True)
+    return adversarial(list(real), 1.0, kind) + adversarial(list(fake), 0.0, kind)
 
 
 def undecided(logits: Tensor) -> Tensor:
