@@ -13,8 +13,8 @@ from benchmarks.timing import CONVOLUTION, Time, Work, ceilings, interleaved, ta
 from recollect.batch import Batch, Domains
 from recollect.config import Run, merge, preset
 from recollect.testing import noise_batches, noise_search
-from recollect.trainable import Phase, Step
-from recollect.training.engine import Trainer
+from recollect.trainable import Phase
+from recollect.training.trainer import Parts, Trainer
 from trainables.gmm_unit import CELEBA
 
 METHODS = ("mguit", "drit", "munit", "unit", "cyclegan", "gmm_unit", "retriever", "rg_unit", "classifier")
@@ -90,9 +90,9 @@ class Timed(Trainer):
         super().__init__(*arguments, **named)
         self.seconds: dict[str, list[float]] = {}
 
-    def run_phase(self, phase: Phase, step: Step) -> dict[str, Tensor]:
+    def run_phase(self, phase: Phase, parts: Parts) -> dict[str, Tensor]:
         began = time.process_time()
-        terms = super().run_phase(phase, step)
+        terms = super().run_phase(phase, parts)
         self.seconds.setdefault(phase.name, []).append(time.process_time() - began)
         return terms
 

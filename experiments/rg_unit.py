@@ -188,7 +188,7 @@ with each other and with nothing published. Neighbours are training pictures."""
         from recollect.evaluation.attribute_cases import gather
         from recollect.evaluation.classification import JudgeByClassifier
         from recollect.evaluation.retrieval import RetrievalJudge
-        from recollect.training.engine import pick_device
+        from recollect.training.trainer import pick_device
 
         store = Store.open(run.data.store)
         run = overlay(run, {"data.domains": run.data.domains or store.domains.names[:1]})
@@ -214,7 +214,7 @@ with each other and with nothing published. Neighbours are training pictures."""
     def judge(self, bundle: str, cases: Queries | Translations) -> Judgement:
         from recollect.bundle import open_bundle
         from recollect.evaluation.attributes import check_neighbours, judge_pipeline
-        from recollect.training.engine import pick_device
+        from recollect.training.trainer import pick_device
 
         opened = open_bundle(bundle)
         if isinstance(cases, Queries):
@@ -239,7 +239,7 @@ def pipeline_of(bundle: str) -> Pipeline:
     """The bundle, with what finds its neighbours, on the device that it was trained for."""
     from recollect.bundle import open_bundle
     from recollect.retrieval.guided import open_pipeline
-    from recollect.training.engine import pick_device
+    from recollect.training.trainer import pick_device
 
     opened = open_bundle(bundle)
     return open_pipeline(opened, pick_device(opened.run.engine.device))

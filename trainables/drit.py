@@ -375,9 +375,10 @@ class DRIT(Translator):
 
     def after_step(self, step: Step) -> None:
         """Follow the mean style of each domain; not in an iteration that trains the content critic alone."""
-        for x, styles in enumerate(step.cache.get("styles", ())):
-            total = step.reduce(torch.cat([styles.sum(0), styles.new_tensor([float(len(styles))])]))
-            self.mean_style[x].lerp_((total[:-1] / total[-1]).to(self.mean_style.dtype), STYLE_RATE)
+        if "styles" in step.cache:
+            own = [torch.cat([styles.sum(0), torch.ones_like(styles[0, :1]) * len(styles)]) for styles in step.cache["styles"]]
+            total = step.reduce(torch.stack(own))  # (2, Z + 1): sums, and how many pictures
+            self.mean_style.lerp_((total[:, :-1] / total[:, -1:]).to(self.mean_style.dtype), STYLE_RATE)
 
     def translate(self, images: Tensor, source: int, target: int, guide: Guide = Guide()) -> Translation:
         """Translation with the style that `guide` gives: noise (B, Z), the mean style of an exemplar, or (no guide) the

@@ -56,7 +56,7 @@ from trainables.parts.blocks import (
     resize_to,
 )
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, telling_apart, undecided
-from trainables.parts.losses import Gan, adversarial, l1, memory_contrast, memory_triplet, nearest_items
+from trainables.parts.losses import Gan, adversarial, class_counts, l1, memory_contrast, memory_triplet, nearest_items
 from trainables.parts.memory import ClassAwareMemory, MemoryState, unit
 from trainables.parts.passes import Drawing, by_domain, in_one_pass
 
@@ -361,6 +361,7 @@ class MGUIT(Translator):
         classes = [self._classes(batch.classes, image) for batch, image in zip(step.batches, images, strict=True)]
         contents = self.content_encoder.together(images, (0, 1))
         styles = [self.style_encoder(image, x) for x, image in enumerate(images)]
+        counted = self._counted(step, classes)
         written = self.memory.update(contents, [unit(s) for s in styles], classes, step.reduce)
         state = written if self.config.memory.order == "update-read" else self.memory.stored()
         terms = {name: images[0].new_zeros(()) for name in self._translation_terms() if step.wants(name)}
@@ -385,7 +386,7 @@ class MGUIT(Translator):
                 terms["adv_content"] += undecided(self.content_critic(contents[x]))
             if step.wants("kl"):
                 terms["kl"] += styles[x].square().mean()  # style maps without variances: DRIT's L2 form
-            self._contrast(step, terms, contents[x], styles[x], classes[x], state, x)
+            self._contrast(step, terms, contents[x], styles[x], classes[x], state, x, counted)
         step.cache["written"] = MemoryState(*(item.detach() for item in written))
         step.cache["fakes"] = [torch.cat(fake).detach() for fake in fakes]
         step.cache["contents"] = [content.detach() for content in contents]
@@ -466,10 +467,14 @@ class MGUIT(Translator):
 
     def after_step(self, step: Step) -> None:
         """Commit the step's write to the memory; start anew what has been idle for too long."""
-        self.memory.commit(step.cache["written"])
-        after = self.config.memory.revive_after
-        if after is not None and bool((self.memory.idle >= after).any()):
-            self._revive(step, (self.memory.idle >= after).nonzero()[:, 0])
+        written, after, anew = step.cache["written"], self.config.memory.revive_after, []
+        if after is not None:
+            idle = (self.memory.idle_after(written) >= after).nonzero()[:, 0].tolist()
+            anew = [(item, x, self._drawn_pixel(step, item, x)) for item in idle for x in range(len(step.batches))]
+        self.memory.commit(written)
+        for item, x, pixel in anew:
+            if pixel is not None:
+                self.memory.revive(torch.tensor([item], device=written.keys.device), x, *pixel)
 
     def health(self) -> dict[str, float]:
         return self.memory.health()
@@ -589,10 +594,24 @@ class MGUIT(Translator):
     def _translation_terms(self) -> tuple[str, ...]:
         return tuple(name for name in TRANSLATION_TERMS if self.config.contrast != "none" or name not in ("con_k", "con_v"))
 
-    def _contrast(
-        self, step: Step, terms: Terms, content: Tensor, style: Tensor, classes: Tensor, state: MemoryState, domain: int
-    ) -> None:
+    def _counted(self, step: Step, classes: Sequence[Tensor]) -> Tensor | None:
+        """How many pixels of each domain are of each class in the joint batch (2, K + 1); None: nothing is contrasted."""
         if self.config.contrast == "none" or not step.wants("con_k", "con_v"):
+            return None
+        return step.reduce(torch.stack([class_counts(own, len(self.memory.class_names)) for own in classes]))
+
+    def _contrast(
+        self,
+        step: Step,
+        terms: Terms,
+        content: Tensor,
+        style: Tensor,
+        classes: Tensor,
+        state: MemoryState,
+        domain: int,
+        counted: Tensor | None,
+    ) -> None:
+        if counted is None:
             return
         item_class, keys = self.memory.item_class, state.keys.detach()
         scores = content.detach().movedim(1, -1).flatten(0, 2) @ keys.to(content.dtype).mT
@@ -601,29 +620,31 @@ class MGUIT(Translator):
             if step.wants(name):
                 if self.config.contrast == "nce":
                     tau = self.config.memory.contrast_temperature
-                    term = memory_contrast(features, items, tau, classes, item_class, positives, step.reduce)  # eq. 8
+                    term = memory_contrast(features, items, tau, classes, item_class, positives, counted[domain])  # eq. 8
                 else:
-                    term = memory_triplet(features, items, 1.0, classes, item_class, positives, step.reduce)
+                    term = memory_triplet(features, items, 1.0, classes, item_class, positives, counted[domain])
                 terms[name] += term
 
-    def _revive(self, step: Step, items: Tensor) -> None:
-        """Start each of these items from one pixel of its class, drawn from the joint batch: the same pixel on every rank."""
+    def _drawn_pixel(self, step: Step, item: int, x: int) -> tuple[Tensor, Tensor] | None:
+        """Content (1, C) and style (1, value_dim) of a pixel of an item's class, drawn from domain x of the joint batch.
+
+        The same pixel on every rank; None where nobody in this domain shows the class now.
+        """
         styles, classes = step.cache["written_from"]
-        for item in items.tolist():
-            for x, batch in enumerate(step.batches):
-                slot = self._slot_showing(step, classes[x] == self.memory.item_class[item], batch.slots, f"revive/{item}/{x}")
-                if slot is None:  # nobody in this domain shows the class now
-                    continue
-                pixel = step.cache["contents"][x].new_zeros(self.memory.keys.shape[1] + self.memory.values.shape[2])
-                if slot in batch.slots:
-                    row = batch.slots.index(slot)
-                    cells = (classes[x][row] == self.memory.item_class[item]).nonzero()
-                    draw = torch.randint(len(cells), (), generator=step.draws.generator(f"revive/{item}/{x}/cell", slot))
-                    height, width = cells[int(draw)].tolist()
-                    maps = step.cache["contents"][x][row], styles[x][row]
-                    pixel = torch.cat([map[:, height, width] for map in maps])
-                key, value = step.reduce(pixel).split_with_sizes([self.memory.keys.shape[1], self.memory.values.shape[2]])
-                self.memory.revive(torch.tensor([item], device=key.device), x, key[None], value[None])
+        slots, shown = step.batches[x].slots, classes[x] == self.memory.item_class[item]
+        slot = self._slot_showing(step, shown, slots, f"revive/{item}/{x}")
+        if slot is None:
+            return None
+        pixel = step.cache["contents"][x].new_zeros(self.memory.keys.shape[1] + self.memory.values.shape[2])
+        if slot in slots:
+            row = slots.index(slot)
+            cells = shown[row].nonzero()
+            draw = torch.randint(len(cells), (), generator=step.draws.generator(f"revive/{item}/{x}/cell", slot))
+            height, width = cells[int(draw)].tolist()
+            maps = step.cache["contents"][x][row], styles[x][row]
+            pixel = torch.cat([map[:, height, width] for map in maps])
+        key, value = step.reduce(pixel).split_with_sizes([self.memory.keys.shape[1], self.memory.values.shape[2]])
+        return key[None], value[None]
 
     @staticmethod
     def _slot_showing(step: Step, shown: Tensor, slots: Sequence[int], name: str) -> int | None:

@@ -249,7 +249,7 @@ def _opened(bundle: str) -> Pipeline:
     """The bundle on the device that it was trained for."""
     from recollect.bundle import open_bundle
     from recollect.pipeline import Pipeline
-    from recollect.training.engine import pick_device
+    from recollect.training.trainer import pick_device
 
     opened = open_bundle(bundle)
     return Pipeline.open(opened, pick_device(opened.run.engine.device))

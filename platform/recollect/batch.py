@@ -67,12 +67,27 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def parts(self, count: int) -> tuple[Batch, ...]:
+        """The batch in so many parts of one size, in order. Raises ValueError where it does not divide."""
+        if len(self) % count:
+            raise ValueError(f"a batch of {len(self)} pictures does not divide into {count} parts")
+        size = len(self) // count
+        return tuple(self._cut(slice(start, start + size)) for start in range(0, len(self), size))
+
+    def _cut(self, rows: slice) -> Batch:
+        rows_of: dict[str, Any] = {name: None if value is None else value[rows] for name, value in _values(self).items()}
+        return replace(self, **rows_of)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, channels_last: bool = False) -> Batch:
         """The batch on `device`, its pictures as `dtype`. Only the engine calls this."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        moved: dict[str, Any] = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}
+        moved = {name: _moved(value, device) for name, value in _values(self).items()}
         moved["images"] = moved["images"].to(dtype=dtype or self.images.dtype, memory_format=layout)
         return replace(self, **moved)
+
+
+def _values(batch: Batch) -> dict[str, Any]:
+    return {field.name: getattr(batch, field.name) for field in fields(batch)}
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:

@@ -141,6 +141,7 @@ class Engine(Frozen):
 
     steps: Annotated[int, Field(ge=0)] = 1000
     batch_size: Annotated[int, Field(ge=1)] = 4
+    accumulate: Annotated[int, Field(ge=1)] = 1  # parts that each worker takes its batch in: less memory, the same step
     log_every: Annotated[int, Field(ge=1)] = 20
     evaluate_every: Annotated[int, Field(ge=0)] = 0  # 0: only at the end
     checkpoint_every: Annotated[int, Field(ge=0)] = 0  # 0: only at the end
@@ -156,6 +157,12 @@ class Engine(Frozen):
     feed_ahead: Annotated[int, Field(ge=1)] = 4  # steps a rank has in the making; `local` does them with half as many threads
     feed_resource: str = ""  # of `ray`: a custom resource that nodes must have to decode; empty: any node with a free CPU
     mlflow: str = ""  # the address of an MLflow server that gets the numbers as well
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        return self
 
     @model_validator(mode="after")
     def _resource_is_asked_for(self) -> Self:

@@ -30,9 +30,9 @@ from recollect.config import Optimiser, Run, overlay
 from recollect.pipeline import Pipeline
 from recollect.retrieval.contract import IndexContract as IndexContract  # the battery for indexes
 from recollect.trainable import Guided, Queries, Translator
-from recollect.training.engine import Trainer, build
 from recollect.training.optim import trained_nets
 from recollect.training.sync import Group, Ranks
+from recollect.training.trainer import Trainer, build
 
 
 def noise_batches(run: Run, domains: Domains, stride: int, slots: Iterable[int], step: int = 0) -> tuple[Batch, ...]:
@@ -199,12 +199,12 @@ class TrainableContract:
 
     def test_every_net_learns_and_only_in_its_own_phases(self) -> None:
         trainer = self._trainer(self._all_terms(self.run))
-        step = trainer.prepare(0, self._batches(trainer))
+        (step,) = trainer.prepare(0, self._batches(trainer))
         if (queries := trainer.queries(step)) is not None:
             step.neighbours = noise_search(queries)
         for phase in trainer.phases:
             before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-            trainer.run_phase(phase, step)
+            trainer.run_phase(phase, (step,))
             owned = tuple(f"{net}." for part in phase.parts for net in part.nets)
             after = trainer.model.state_dict()
             changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -235,6 +235,20 @@ class TrainableContract:
                 trainer.update(noise_batches(run, self.domains, trainer.model.stride, range(2)))
             states.append(trainer.model.state_dict())
         assert largest_difference(*states)[0] == 0
+
+    def test_a_batch_in_parts_takes_the_step_of_the_whole(self) -> None:
+        states = []
+        for parts in (1, 2):
+            run = overlay(self._exact(), {"engine.accumulate": parts})
+            trainer = Trainer(run, self.domains, device="cpu", search=noise_search)
+            gradients: dict[str, Tensor] = {}
+            for net, optimiser in trainer.optimisers.items():
+                optimiser.register_step_pre_hook(_recorder(gradients, net, trainer))
+            for step in range(2):
+                trainer.update(noise_batches(run, self.domains, trainer.model.stride, range(4), step))
+            states.append({**trainer.model.state_dict(), **gradients})
+        difference, name = largest_difference(*states)
+        assert difference < 1e-10, f"{name} differs by {difference}"
 
     def _exact(self) -> Run:
         plain = Optimiser(kind="sgd", lr=0.01)

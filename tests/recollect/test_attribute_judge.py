@@ -40,8 +40,8 @@ from recollect.retrieval.directory import back_end, write_index
 from recollect.retrieval.library import Library
 from recollect.retrieval.manifest import Origin
 from recollect.trainable import Translator
-from recollect.training.engine import build
 from recollect.training.session import judge_of, suit, train
+from recollect.training.trainer import build
 
 GROUPS = (faces.HAIRS,)
 

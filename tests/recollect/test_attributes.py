@@ -19,7 +19,7 @@ from recollect.attributes import Contradiction, NotAttributeWise, TargetError, U
 from recollect.batch import Domains, Guide
 from recollect.config import Run, preset
 from recollect.pipeline import Pipeline
-from recollect.training.engine import build
+from recollect.training.trainer import build
 from trainables.gmm_unit import CELEBA, GMMUNIT
 
 FACES = Domains(("faces",), attributes=CELEBA)

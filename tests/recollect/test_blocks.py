@@ -12,7 +12,7 @@ from recollect.batch import Domains
 from recollect.config import Optimiser, preset
 from recollect.testing import largest_difference, noise_batches
 from recollect.training.blocks import blocks
-from recollect.training.engine import Trainer
+from recollect.training.trainer import Trainer
 
 DOMAINS = Domains(("sunny", "night"), ("background", "car", "person", "sign"))
 

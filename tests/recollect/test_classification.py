@@ -22,8 +22,8 @@ from recollect.evaluation.frechet import frechet
 from recollect.evaluation.metrics import find_metric
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
-from recollect.training.engine import build
 from recollect.training.session import suit, train
+from recollect.training.trainer import build
 from trainables.classifier import Classifier
 
 STYLE = ("Blond_Hair", "Black_Hair", "Brown_Hair")

@@ -16,8 +16,8 @@ from recollect.evaluation import darkening
 from recollect.evaluation.darkening import Cut, Darkening, FeaturesJudge, check, examine, frechet_of, in_brightness, kept_in
 from recollect.evaluation.features import pyramid
 from recollect.evaluation.frechet import frechet
-from recollect.training.engine import build
 from recollect.training.session import domains_of
+from recollect.training.trainer import build
 
 CUT = Cut(size=32, split="test")
 

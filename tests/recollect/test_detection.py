@@ -34,8 +34,8 @@ from recollect.evaluation.average_precision import Annotated, accumulated, measu
 from recollect.evaluation.detection import DetectionJudge, annotated, detect, evaluate_detector
 from recollect.evaluation.evaluate import COLUMNS, append, evaluate, show
 from recollect.pipeline import Pipeline
-from recollect.training.engine import Trainer, build
 from recollect.training.session import domains_of, judge_of, suit
+from recollect.training.trainer import Trainer, build
 from recollect.translated import translate_store
 
 CLASSES = ("background", "car", "person")

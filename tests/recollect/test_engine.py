@@ -20,8 +20,10 @@ from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.store import Store, write_store
 from recollect.testing import noise_batches
-from recollect.training.engine import NotFinite, Trainer, fit
+from recollect.training.engine import fit
+from recollect.training.finite import NotFinite
 from recollect.training.session import check_boxes, domains_of, suit, train
+from recollect.training.trainer import Trainer
 
 SMALL = {
     "width": 8,

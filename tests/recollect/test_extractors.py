@@ -35,7 +35,7 @@ from recollect.evaluation.extractors import (
     open_lpips,
 )
 from recollect.pretrained import WeightsFile
-from recollect.training.engine import build
+from recollect.training.trainer import build
 
 RELUS: dict[Backbone, list[int]] = {
     "alex": [1, 4, 7, 9, 11],

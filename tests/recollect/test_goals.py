@@ -142,8 +142,8 @@ def test_a_search_begins_with_what_is_known(run: Run, trained: Path, tmp_path: P
 
 
 def test_training_reports_what_it_costs(run: Run, tmp_path: Path) -> None:
-    from recollect.training.engine import build
     from recollect.training.session import domains_of
+    from recollect.training.trainer import build
 
     reports: list[dict[str, float]] = []
     train(run, tmp_path / "run", report=lambda metrics, path: reports.append(dict(metrics)))

@@ -18,7 +18,7 @@ from recollect.config import Optimiser, Run, overlay, preset
 from recollect.data.store import Store
 from recollect.testing import largest_difference
 from recollect.training import launch
-from recollect.training.engine import NotFinite
+from recollect.training.finite import NotFinite
 from recollect.training.session import suit, train
 from tests import processes
 

@@ -16,7 +16,7 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import ModelConfig, Run, Weights, preset
 from recollect.pipeline import Pipeline, pad_to
 from recollect.trainable import Guided, Queries, Trainable
-from recollect.training.engine import build
+from recollect.training.trainer import build
 from trainables.gmm_unit import CELEBA, GMMUNIT
 from trainables.mguit import MGUIT
 

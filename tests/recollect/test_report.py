@@ -42,8 +42,8 @@ from recollect.evaluation.report.search import section as search_section
 from recollect.evaluation.report.sources import Trials, find
 from recollect.evaluation.report.write import write_report
 from recollect.search.space import choose
-from recollect.training.engine import build
 from recollect.training.tracking import SAMPLES, Tracker
+from recollect.training.trainer import build
 
 EVIL = '<script>alert("x")</script>&'
 VOID = {"meta", "img", "wbr", "br", "link", "input"}

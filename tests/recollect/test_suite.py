@@ -29,8 +29,8 @@ from recollect.evaluation.results import KEY, Results, beside, load, save
 from recollect.evaluation.suite import Bench, Request
 from recollect.evaluation.validate import Validator, gather, translate_all
 from recollect.pipeline import Pipeline
-from recollect.training.engine import build
 from recollect.training.session import domains_of, train_instrument
+from recollect.training.trainer import build
 
 DOMAINS = ("sunny", "night")
 Call = Callable[..., tuple[int, str, str]]

@@ -160,8 +160,8 @@ def test_a_population_takes_over_states_and_changes_settings(run: Run, tmp_path:
 
 
 def parameters(run: Run) -> int:
-    from recollect.training.engine import build
     from recollect.training.session import domains_of
+    from recollect.training.trainer import build
 
     return sum(parameter.numel() for parameter in build(run, domains_of(run, Store.open(run.data.store))).parameters())
 

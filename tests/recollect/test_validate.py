@@ -19,7 +19,7 @@ from recollect.evaluation.metrics import METRICS, find_metric
 from recollect.evaluation.validate import ByPicture, Cases, Judgement, Validator, gather, judge, translate_all
 from recollect.pipeline import Pipeline
 from recollect.trainable import Translator
-from recollect.training.engine import build
+from recollect.training.trainer import build
 from trainables.mguit import MGUIT
 
 DOMAINS = ("sunny", "night")

@@ -21,8 +21,8 @@ from recollect.data.worlds import build_faces
 from recollect.evaluation.classification import ClassificationJudge
 from recollect.testing import TrainableContract, largest_difference, noise_batches
 from recollect.trainable import Draws, Step
-from recollect.training.engine import Trainer, build
 from recollect.training.session import judge_of, suit, train
+from recollect.training.trainer import Trainer, build
 from trainables.classifier import CELL, Classifier
 
 DOMAINS = Domains(("faces",), attributes=("Male", "Young", "Smiling"))

@@ -14,7 +14,7 @@ from recollect.batch import Domains
 from recollect.config import Run, overlay, preset
 from recollect.testing import TrainableContract, noise_batches, train_ranks
 from recollect.trainable import Draws, Step
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from trainables.cyclegan import CycleGAN, ImagePool, exchange
 
 DOMAINS = Domains(("sunny", "night"), ("background", "car"))

@@ -24,8 +24,8 @@ from recollect.data.worlds import build_streets
 from recollect.evaluation.detection import DetectionJudge
 from recollect.testing import TrainableContract, largest_difference, noise_batches, train_ranks
 from recollect.trainable import Draws, Step
-from recollect.training.engine import Trainer, build
 from recollect.training.session import suit, train
+from recollect.training.trainer import Trainer, build
 from trainables.detector import CELL, Detector, SlotSampler
 
 DOMAINS = Domains(("night",), ("background", "car", "person"))

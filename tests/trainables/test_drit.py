@@ -15,7 +15,7 @@ from recollect.batch import Domains, Guide
 from recollect.config import Optimiser, Run, overlay, preset
 from recollect.testing import TrainableContract, noise_batches
 from recollect.trainable import Draws, Step
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from trainables.drit import DRIT, TRANSLATION_TERMS, Posterior, kl, mode_seeking
 
 DOMAINS = Domains(("sunny", "night"), ("background", "car"))

@@ -14,7 +14,7 @@ from recollect.batch import Batch, Domains
 from recollect.config import Run, overlay, preset
 from recollect.testing import TrainableContract, noise_batches
 from recollect.trainable import Draws, Step
-from recollect.training.engine import build
+from recollect.training.trainer import build
 from trainables.features import CELL, Features
 from trainables.parts.tampering import colours, tampered
 

@@ -17,7 +17,7 @@ from recollect.config import Run, overlay, preset
 from recollect.pipeline import Pipeline
 from recollect.testing import TrainableContract, noise_batches
 from recollect.trainable import AttributeWise, Draws, Step
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from trainables.gmm_unit import CELEBA, GMMUNIT, Drawing
 from trainables.parts.critics import AttributeCritic
 

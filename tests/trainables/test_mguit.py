@@ -11,7 +11,7 @@ from recollect.batch import Domains, Guide
 from recollect.config import Run, overlay, preset
 from recollect.testing import TrainableContract, largest_difference, noise_batches, train_ranks
 from recollect.trainable import ClassWise, Draws, Step
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from trainables.mguit import MGUIT, Drawing
 from trainables.parts.memory import unit
 

@@ -19,7 +19,7 @@ from recollect.pipeline import Pipeline
 from recollect.pretrained import WeightsFile
 from recollect.testing import TrainableContract, noise_batches
 from recollect.trainable import Draws, Step
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from tests.trainables.conftest import doubling, published_vgg16, stored
 from trainables.munit import MUNIT
 from trainables.parts.blocks import AdaINResBlock, adain

@@ -14,7 +14,7 @@ from recollect.bundle import Bundle, open_bundle
 from recollect.config import Parent, Run, merge, overlay, preset
 from recollect.testing import TrainableContract, noise_batches
 from recollect.trainable import Embedder
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from trainables.gmm_unit import CELEBA
 from trainables.retriever import Retriever
 
@@ -117,7 +117,7 @@ def test_the_term_is_eq_8_over_the_kinds_of_negatives(parent: Bundle, negatives:
     model = trainer.model
     assert isinstance(model, Retriever)
     batches = noise_batches(trainer.run, DOMAINS, model.stride, range(4), 0)
-    step = trainer.prepare(0, batches)
+    (step,) = trainer.prepare(0, batches)
     found = model.terms(step)["triplet"]
     gmm, task = model.translator.eval(), model.translator.task(step)
     wrong = model._labels(step, "wrong", task.wanted)
@@ -152,7 +152,7 @@ def test_the_released_easy_negatives_are_another_pictures_content_in_a_drawn_and
     trainer = started(parent, negatives="easy", easy="released", targets="flip", embedding={"dropout": 0.0}, margin=5.0)
     model = trainer.model
     assert isinstance(model, Retriever)
-    step = trainer.prepare(0, noise_batches(trainer.run, DOMAINS, model.stride, range(2), 0))
+    (step,) = trainer.prepare(0, noise_batches(trainer.run, DOMAINS, model.stride, range(2), 0))
     found = model.terms(step)["triplet"]
     gmm, task = model.translator.eval(), model.translator.task(step)
     content = gmm.content(task.images)

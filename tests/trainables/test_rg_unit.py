@@ -26,8 +26,8 @@ from recollect.retrieval.guided import open_pipeline
 from recollect.search.space import searchable
 from recollect.testing import TrainableContract, noise_batches, noise_search
 from recollect.trainable import Embedder, Guided, Queries
-from recollect.training.engine import Trainer, build
 from recollect.training.session import suit, train
+from recollect.training.trainer import Trainer, build
 from tests.trainables.test_retriever import DOMAINS, SMALL, STAGE1
 from trainables.gmm_unit import CELEBA, GMMUNIT
 from trainables.rg_unit import RGUNIT

@@ -13,7 +13,7 @@ from recollect.config import Run, overlay, preset
 from recollect.pipeline import Pipeline
 from recollect.testing import TrainableContract, noise_batches
 from recollect.trainable import Draws, Step
-from recollect.training.engine import Trainer, build
+from recollect.training.trainer import Trainer, build
 from tests.trainables.conftest import doubling
 from trainables.unit import UNIT, tiled
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recollect.trainable import Reduce, alone
 from trainables.parts.memory import unit
 
 Gan = Literal["bce", "lsgan"]
@@ -52,7 +51,7 @@ def memory_contrast(
     classes: Tensor | None = None,
     item_class: Tensor | None = None,
     positives: Tensor | None = None,
-    reduce: Reduce = alone,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """The feature contrastive loss of MGUIT, eq. 8: cross-entropy of features against memory items.
 
@@ -65,7 +64,7 @@ def memory_contrast(
         items: (N, C) keys or values.
         classes, item_class: (B, h, w) and (N,) int64; both or neither.
         positives: (B, h, w) int64 item indices that replace the nearest item (the values take those of the keys).
-        reduce: sum over ranks, so that classes weigh alike over the joint batch.
+        counted: what `class_counts` says of the joint batch (K + 1,), whose classes then weigh alike; None: of these pixels.
 
     >>> round(memory_contrast(torch.tensor([[[[1.0]], [[0.0]]]]), torch.eye(2), 1.0).item(), 4)  # log(1 + 1 / e)
     0.3133
@@ -75,7 +74,7 @@ def memory_contrast(
         if positives is None:
             positives = nearest_items(scores, classes, item_class)
         losses = F.cross_entropy(scores / temperature, positives.flatten(), reduction="none")  # (P,)
-        return _mean_over_classes(losses, classes, item_class, reduce)
+        return _mean_over_classes(losses, classes, item_class, counted)
 
 
 def memory_triplet(
@@ -85,7 +84,7 @@ def memory_triplet(
     classes: Tensor | None = None,
     item_class: Tensor | None = None,
     positives: Tensor | None = None,
-    reduce: Reduce = alone,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """The feature triplet loss that eq. 8 replaces (MNAD, Park et al. 2020): the second nearest item is the only negative.
 
@@ -105,7 +104,7 @@ def memory_triplet(
         negatives = scores.detach().scatter(1, positives, -torch.inf).argmax(1, keepdim=True)
         # |a - b|^2 = 2 - 2 cos for unit vectors; the floor keeps the root's slope finite where they meet
         near, far = ((2 - 2 * scores.gather(1, index)).clamp_min(1e-12).sqrt() for index in (positives, negatives))
-        return _mean_over_classes((near - far + margin).clamp_min(0)[:, 0], classes, item_class, reduce)
+        return _mean_over_classes((near - far + margin).clamp_min(0)[:, 0], classes, item_class, counted)
 
 
 def _cosines(features: Tensor, items: Tensor) -> Tensor:
@@ -114,14 +113,24 @@ def _cosines(features: Tensor, items: Tensor) -> Tensor:
     return pixels @ unit(items, dim=-1).mT.to(pixels.dtype)
 
 
-def _mean_over_classes(losses: Tensor, classes: Tensor | None, item_class: Tensor | None, reduce: Reduce) -> Tensor:
+def class_counts(classes: Tensor, count: int) -> Tensor:
+    """How many of the pixels (B, h, w) are of each of K classes, and a 1: (K + 1,); its sum over ranks is of the joint batch.
+
+    >>> class_counts(torch.tensor([[[0, 2]]]), 3).tolist()
+    [1.0, 0.0, 1.0, 1.0]
+    """
+    member = F.one_hot(classes.flatten(), count)
+    return torch.cat([member.sum(0), member.new_ones(1)]).to(torch.get_default_dtype())
+
+
+def _mean_over_classes(losses: Tensor, classes: Tensor | None, item_class: Tensor | None, counted: Tensor | None) -> Tensor:
     """The mean of losses (P,) in which each class weighs alike over the joint batch; without classes the plain mean."""
     if classes is None:
         return losses.mean()
     assert item_class is not None, "classes of pixels need the classes of items"
-    member = F.one_hot(classes.flatten(), int(item_class[-1]) + 1).to(losses.dtype)  # (P, K)
-    counts = reduce(torch.cat([member.sum(0), torch.ones_like(member[0, :1])])).detach()  # pixels of each class, ranks
-    counts, ranks = counts[:-1], counts[-1]
+    counted = class_counts(classes, int(item_class[-1]) + 1) if counted is None else counted
+    counts, ranks = counted[:-1].to(losses.dtype), counted[-1]
+    member = F.one_hot(classes.flatten(), len(counts)).to(losses.dtype)  # (P, K)
     present = (counts > 0).sum()
     return ranks * (losses @ member / counts.clamp_min(1)).sum() / present  # times ranks: gradients are averaged over them
 

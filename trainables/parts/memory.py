@@ -175,14 +175,23 @@ class ClassAwareMemory(nn.Module):
         with torch.no_grad():
             self.keys.copy_(state.keys)
             self.values.copy_(state.values)
-            mass = state.mass.sum(0).to(self.usage.dtype)
-            of_class = torch.zeros(len(self.class_names), dtype=mass.dtype, device=mass.device).index_add(
-                0, self.item_class, mass
-            )
-            total = of_class[self.item_class]
+            mass, total = self._mass_of(state)
             share = mass / total.clamp_min(torch.finfo(mass.dtype).tiny)
             self.usage.copy_(torch.where(total > 0, self.usage.lerp(share, usage_rate), self.usage))
-            self.idle.copy_(torch.where(total > 0, torch.where(mass > 0, 0, self.idle + 1), self.idle))
+            self.idle.copy_(self._idle_after(mass, total))
+
+    def idle_after(self, state: MemoryState) -> Tensor:
+        """What `idle` (N,) becomes when this state is stored."""
+        return self._idle_after(*self._mass_of(state))
+
+    def _idle_after(self, mass: Tensor, total: Tensor) -> Tensor:
+        return torch.where(total > 0, torch.where(mass > 0, 0, self.idle + 1), self.idle)
+
+    def _mass_of(self, state: MemoryState) -> tuple[Tensor, Tensor]:
+        """What a state wrote to each item (N,), and to all items of its class."""
+        mass = state.mass.sum(0).to(self.usage.dtype)
+        of_class = torch.zeros(len(self.class_names), dtype=mass.dtype, device=mass.device).index_add(0, self.item_class, mass)
+        return mass, of_class[self.item_class]
 
     def revive(self, items: Tensor, domain: int, keys: Tensor, values: Tensor) -> None:
         """Start items (M,) anew from pixels of a domain: contents (M, key_dim) and styles (M, value_dim)."""

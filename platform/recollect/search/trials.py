@@ -23,9 +23,9 @@ from recollect.search import finished
 from recollect.search.goals import COSTS, OBJECTIVE, Goal, over
 from recollect.training import checkpoint as checkpoints
 from recollect.training import launch
-from recollect.training.engine import build
 from recollect.training.session import domains_of
 from recollect.training.session import train as train_here
+from recollect.training.trainer import build
 
 if TYPE_CHECKING:
     from recollect.search.tune import Search

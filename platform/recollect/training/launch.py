@@ -19,7 +19,7 @@ from recollect import bundle as bundles
 from recollect.cluster import require
 from recollect.config import Run
 from recollect.training.checkpoint import is_checkpoint
-from recollect.training.engine import NotFinite
+from recollect.training.finite import NotFinite
 from recollect.training.giveback import GiveBack
 from recollect.training.session import train as train_here
 from recollect.training.sync import local_ranks

@@ -18,8 +18,9 @@ from recollect.retrieval.directory import read_manifest
 from recollect.retrieval.guided import library_of
 from recollect.retrieval.library import Library
 from recollect.training.checkpoint import is_checkpoint
-from recollect.training.engine import Batches, Judge, Report, build, fit
+from recollect.training.engine import Batches, Judge, Report, fit
 from recollect.training.sync import Ranks
+from recollect.training.trainer import build
 
 logger = logging.getLogger("recollect")
 
