@@ -181,9 +181,8 @@ class Classifier(Trainable):
         truth = torch.cat([self._truth(batch) for batch in step.batches]).to(images)
         known = ~truth.isnan()
         losses = F.binary_cross_entropy_with_logits(self.logits(images), truth.nan_to_num(), reduction="none")
-        count, ranks = known.sum().to(images), step.reduce(images.new_ones(()))
-        total = step.reduce(count).clamp_min(1)  # nothing is known of a batch: there is nothing to learn
-        return {"bce": (losses * known).sum() * ranks / total}  # averaged over ranks it is the mean over the joint batch
+        total = step.reduce(known.sum().to(images)).clamp_min(1)  # nothing is known of a batch: there is nothing to learn
+        return {"bce": (losses * known).sum() * step.shares / total}  # averaged over ranks it is the mean over the joint batch
 
     def _truth(self, batch: Batch) -> Tensor:
         assert batch.attributes is not None, "data with attributes has them in every batch"

@@ -148,6 +148,13 @@ class ImagePool(nn.Module):
         super().__init__()
         self.register_buffer("pictures", torch.zeros(size, 3, side, side))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        self._known = 0  # the same on the host
+        self.register_load_state_dict_post_hook(ImagePool._learn_filled)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _learn_filled(pool: nn.Module, keys: object) -> None:
+        assert isinstance(pool, ImagePool)
+        pool._known = int(pool.filled)
 
     def offer(self, fresh: int, draws: Draws, name: str) -> Exchange:
         """What happens when `fresh` pictures are offered, one a slot of the joint batch. Changes nothing."""
@@ -157,7 +164,7 @@ class ImagePool(nn.Module):
             (bool(torch.rand((), generator=generator) > 0.5), int(torch.randint(size, (), generator=generator)))
             for generator in generators
         ]
-        return exchange(size, int(self.filled), chances)
+        return exchange(size, self._known, chances)
 
     def show(self, numbers: Sequence[int], fresh: Tensor) -> Tensor:
         """The pictures with these numbers, of the pool's own and the fresh ones (N, 3, H, W)."""
@@ -172,6 +179,7 @@ class ImagePool(nn.Module):
             if number >= size:
                 self.pictures[place] = fresh[number - size]
         self.filled.fill_(done.filled)
+        self._known = done.filled
 
 
 class CycleGAN(Translator):
@@ -301,8 +309,7 @@ class CycleGAN(Translator):
                 f"the image pool is for pictures of {side} x {side}, and these are {height} x {width}: "
                 f"set model.picture_size={height}, or model.pool_size=0 to do without a pool"
             )
-        count = int(step.reduce(fakes.new_tensor(float(fakes.shape[1]))))
-        joint = fakes.new_zeros(2, count, *fakes.shape[2:])
+        joint = fakes.new_zeros(2, step.joint_size, *fakes.shape[2:])
         for x, batch in enumerate(step.batches):
             joint[x, list(batch.slots)] = fakes[x]
         return step.reduce(joint)

@@ -250,7 +250,7 @@ class Detector(Trainable):
 
     def _targets(self, batch: Batch) -> list[dict[str, Tensor]]:
         assert batch.boxes is not None and batch.labels is not None, "a store with classes of objects is annotated"
-        return [_target(boxes.to(batch.images), labels) for boxes, labels in zip(batch.boxes, batch.labels, strict=True)]
+        return [_target(boxes, labels, batch.images) for boxes, labels in zip(batch.boxes, batch.labels, strict=True)]
 
     def _generators(self, step: Step, name: str) -> list[torch.Generator]:
         return [
@@ -285,15 +285,14 @@ class Detector(Trainable):
 
 def _share(count: Tensor, step: Step) -> Tensor:
     """What turns this rank's mean over `count` draws into its part of the joint mean, whose average over ranks is taken."""
-    ranks, total = step.reduce(torch.ones_like(count)), step.reduce(count)
-    return count * ranks / total
+    return count * step.shares / step.reduce(count)
 
 
-def _target(boxes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _target(boxes: Tensor, labels: Tensor, like: Tensor) -> dict[str, Tensor]:
     """A picture's boxes as torchvision takes them; what has no extent, or none that is a number, is no box."""
     extent = boxes[:, 2:] - boxes[:, :2]
     real = ((extent > 0) & extent.isfinite()).all(1)
-    return {"boxes": boxes[real], "labels": labels[real]}
+    return {"boxes": boxes[real].to(like), "labels": labels[real].to(like.device)}
 
 
 def _make_net(config: DetectorConfig, classes: int) -> Any:

@@ -144,7 +144,7 @@ class Features(Trainable):
         seen = torch.zeros_like(self.seen_modes)
         for index, batch in enumerate(step.batches):
             if batch.modes is not None:
-                known = batch.modes[batch.modes >= 0].to(seen.device)
+                known = batch.modes[batch.modes >= 0]
                 self._check_modes(known)
                 seen[index] = torch.bincount(known, minlength=self.config.modes).to(seen)
         self.seen_modes += step.reduce(seen)
@@ -234,8 +234,9 @@ class Features(Trainable):
         """Cross entropy over the styles of each picture's own domain."""
         said = self.answers(found, "modes").view(len(found), -1, self.config.modes)
         own = torch.cat([batch.domain for batch in step.batches]).to(found.device)
-        modes = torch.cat([_modes_of(batch) for batch in step.batches]).to(found.device)
+        modes = torch.cat([_modes_of(batch) for batch in step.batches])
         self._check_modes(modes)
+        modes = modes.to(found.device)
         losses = F.cross_entropy(said[torch.arange(len(own)), own], modes.clamp_min(0), reduction="none")
         return _joint_mean(step, losses, (modes >= 0).to(found))
 
@@ -246,5 +247,4 @@ def _modes_of(batch: Batch) -> Tensor:
 
 def _joint_mean(step: Step, losses: Tensor, known: Tensor) -> Tensor:
     """The mean over what is known in the JOINT batch, as a term that is averaged over ranks; 0 where nothing is known."""
-    count, ranks = known.sum(), step.reduce(losses.new_ones(()))
-    return (losses * known).sum() * ranks / step.reduce(count).clamp_min(1)
+    return (losses * known).sum() * step.shares / step.reduce(known.sum()).clamp_min(1)

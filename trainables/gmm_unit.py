@@ -198,6 +198,8 @@ class Task:
     wanted: Tensor  # (B, S) those that they shall have
     noise: tuple[Tensor, Tensor]  # (B, Z) two draws of the style
     kept: Tensor  # (B, S) bool: attributes whose block of the picture's own style is kept
+    here: tuple[Tensor, Tensor]  # `own` and `wanted` on the host, for who reads them number by number
+    keeps: bool  # whether any is kept
 
 
 class GMMUNIT(Translator):
@@ -310,11 +312,13 @@ class GMMUNIT(Translator):
         if "task" not in step.cache:
             parts = [self._task(index, batch, step) for index, batch in enumerate(step.batches)]
             images, own, wanted, first, second, kept = (torch.cat(column) for column in zip(*parts, strict=True))
-            step.cache["task"] = Task(images, own, wanted, (first, second), kept)
+            moved = (own.to(images), wanted.to(images), (first, second), kept.to(images.device))
+            step.cache["task"] = Task(images, *moved, (own, wanted), bool(kept.any()))
         task: Task = step.cache["task"]
         return task
 
     def _task(self, index: int, batch: Batch, step: Step) -> tuple[Tensor, ...]:
+        """The pictures and draws of a batch, on the device, and its attributes, on the host."""
         own, rows = self._labels(batch), []
         for label, slot in zip(own.int().tolist(), batch.slots, strict=True):
             rows.append(flipped(label, self.groups, step.draws.generator(f"target/{index}", slot)))
@@ -331,9 +335,9 @@ class GMMUNIT(Translator):
     def _labels(self, batch: Batch) -> Tensor:
         """The attributes (B, S) that the pictures of a batch have."""
         if not self.config.attributes:
-            return F.one_hot(batch.domain, len(self.attributes)).to(batch.images)
+            return F.one_hot(batch.domain, len(self.attributes)).to(batch.images.dtype)
         assert batch.attributes is not None, "data with attributes has them in every batch"
-        own = batch.attributes[:, self.columns].to(batch.images)
+        own = batch.attributes[:, self.columns].to(batch.images.dtype)
         if own.isnan().any():
             row, column = own.isnan().nonzero()[0].tolist()
             raise ValueError(

@@ -595,10 +595,14 @@ class MGUIT(Translator):
         return tuple(name for name in TRANSLATION_TERMS if self.config.contrast != "none" or name not in ("con_k", "con_v"))
 
     def _counted(self, step: Step, classes: Sequence[Tensor]) -> Tensor | None:
-        """How many pixels of each domain are of each class in the joint batch (2, K + 1); None: nothing is contrasted."""
+        """How many pixels of each domain are of each class in a share of the joint batch, in the mean (2, K).
+
+        None: nothing is contrasted.
+        """
         if self.config.contrast == "none" or not step.wants("con_k", "con_v"):
             return None
-        return step.reduce(torch.stack([class_counts(own, len(self.memory.class_names)) for own in classes]))
+        counts = [class_counts(own, len(self.memory.class_names)) for own in classes]
+        return step.reduce(torch.stack(counts).to(self.memory.keys)) / step.shares
 
     def _contrast(
         self,
@@ -649,8 +653,7 @@ class MGUIT(Translator):
     @staticmethod
     def _slot_showing(step: Step, shown: Tensor, slots: Sequence[int], name: str) -> int | None:
         """One slot of the joint batch, drawn evenly, whose picture shows something: (B, h, w) bool on this rank."""
-        total = int(step.reduce(shown.new_tensor(float(len(slots)), dtype=torch.float32)))
-        table = torch.zeros(total, device=shown.device)
+        table = torch.zeros(step.joint_size, device=shown.device)
         table[list(slots)] = shown.flatten(1).any(1).float()
         having = step.reduce(table).nonzero()[:, 0].tolist()
         return having[int(torch.randint(len(having), (), generator=step.draws.generator(name, 0)))] if having else None

@@ -33,6 +33,7 @@ Decisions:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -169,10 +170,10 @@ class Retriever(Trainable):
         if kind == "easy_wanted":
             return content[other], style
         if kind == "easy_any":
-            return content[other], model.mixture.sample(self._labels(step, "easy", task.wanted), task.noise[1])
+            return content[other], model.mixture.sample(self._labels(step, "easy", task.here[1]).to(task.own), task.noise[1])
         if kind == "medium":
             return self._encoded(model.decode(content[other], style, task.images[other]).images)
-        attributes = task.own if kind == "own" else self._labels(step, "wrong", task.wanted)
+        attributes = task.own if kind == "own" else self._labels(step, "wrong", task.here[1]).to(task.own)
         drawn = model.mixture.sample(attributes, task.noise[1])
         return self._encoded(model.decode(content, drawn, task.images).images)
 
@@ -187,10 +188,11 @@ class Retriever(Trainable):
         task = self.translator.task(step)
         if self.config.targets == "flip":
             return task
-        return Task(task.images, task.own, self._labels(step, "target", task.own), task.noise, task.kept)
+        wanted = self._labels(step, "target", task.here[0])
+        return replace(task, wanted=wanted.to(task.own), here=(task.here[0], wanted))
 
     def _labels(self, step: Step, name: str, but: Tensor) -> Tensor:
-        """Attributes (B, S) at random, by slot, other than these."""
+        """Attributes (B, S) at random, by slot, other than these; on the host."""
         slots = [(index, slot) for index, batch in enumerate(step.batches) for slot in batch.slots]
         rows = [
             drawn_other(row, self.translator.groups, step.draws.generator(f"{name}/{index}", slot))

@@ -189,7 +189,7 @@ class RGUNIT(GMMUNIT):
             ]
             return Queries(self.config.neighbours, ids, seeds=tuple(generator.initial_seed() for generator in generators))
         task = self.task(step)
-        own = self.style(task.images) if task.kept.any() else task.noise[0]  # which nothing takes then
+        own = self.style(task.images) if task.keeps else task.noise[0]  # which nothing takes then
         style = self.target_style(task, own)
         return Queries(self.config.neighbours, ids, self.embedding(self.content(task.images), style))
 

@@ -45,9 +45,13 @@ def _index(names: tuple[str, ...], name: str, kind: str) -> int:
     return names.index(name)
 
 
+# Of a batch: methods ask these for single numbers, for which a GPU would have to stop.
+ON_HOST = ("domain", "attributes", "boxes", "labels", "modes")
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures with what is known of them.
+    """Pictures with what is known of them. Only `images`, `classes` and `regions` go to a device; the rest stays on the host.
 
     `slots` are the positions in the JOINT batch over all ranks: random draws are keyed by them, so that one process and N
     ranks draw the same numbers for the same picture.
@@ -79,9 +83,9 @@ class Batch:
         return replace(self, **rows_of)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, channels_last: bool = False) -> Batch:
-        """The batch on `device`, its pictures as `dtype`. Only the engine calls this."""
+        """The batch on `device`, its pictures as `dtype`; but for what is read number by number. Only the engine calls this."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        moved = {name: _moved(value, device) for name, value in _values(self).items()}
+        moved = {name: value if name in ON_HOST else _moved(value, device) for name, value in _values(self).items()}
         moved["images"] = moved["images"].to(dtype=dtype or self.images.dtype, memory_format=layout)
         return replace(self, **moved)
 

@@ -28,6 +28,7 @@ from recollect import bundle as bundles
 from recollect.batch import Batch, Domains, Guide
 from recollect.config import Optimiser, Run, overlay
 from recollect.pipeline import Pipeline
+from recollect.pretended import pretended_gpu
 from recollect.retrieval.contract import IndexContract as IndexContract  # the battery for indexes
 from recollect.trainable import Guided, Queries, Translator
 from recollect.training.optim import trained_nets
@@ -168,6 +169,7 @@ class TrainableContract:
     run: ClassVar[Run]
     domains: ClassVar[Domains]
     guides: ClassVar[tuple[str, ...]] = ()  # the guides that the method understands, for the check that it refuses the others
+    waits: ClassVar[str] = ""  # why a step has to read numbers from the device, where it has to
     random_styles: ClassVar[bool] = True  # False: one translation a picture, and `sample_guide` says so in a ValueError
 
     @property
@@ -249,6 +251,17 @@ class TrainableContract:
             states.append({**trainer.model.state_dict(), **gradients})
         difference, name = largest_difference(*states)
         assert difference < 1e-10, f"{name} differs by {difference}"
+
+    def test_a_gpu_is_handed_a_step_without_being_waited_for(self) -> None:
+        """Every tensor is where it is needed, and none is read before the step after it is handed over."""
+        if self.waits:
+            pytest.skip(f"the device is waited for: {self.waits}")
+        run = self._all_terms(self.run)
+        with pretended_gpu() as device:
+            trainer = Trainer(run, self.domains, device=str(device), search=noise_search)
+            for step in range(2):
+                terms = trainer.update(noise_batches(run, self.domains, trainer.model.stride, range(2), step))
+        assert trainer.watch.behind and all(term.device.type == "cuda" for term in terms.values())
 
     def _exact(self) -> Run:
         plain = Optimiser(kind="sgd", lr=0.01)

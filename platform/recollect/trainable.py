@@ -8,9 +8,9 @@ A `Trainable` knows the mathematics of one paper and nothing of devices, ranks, 
    is zero is not computed (`step.wants(name)`).
 3. Every random number comes from `step.draws`, keyed by (seed, step, name, slot): the same on one rank or on many.
 4. Every sum over samples that is not a mean over the batch (a memory write) goes through `step.reduce` BEFORE it is
-   normalised, so that N ranks with a batch of B take the step that one process takes with N * B. What cannot obey (batch
-   statistics) is listed in the docstring of the method.
-5. State that gradients do not write lives in persistent buffers and changes only in `after_step`.
+   normalised, so that N ranks with a batch of B take the step that one process takes with N * B, and so that a batch can be
+   taken in parts. What cannot obey (batch statistics) is listed in the docstring of the method.
+5. State that gradients do not write lives in persistent buffers and changes only in `after_step`, after all its sums.
 6. `translate` is deterministic given its arguments, works per picture (no answer depends on its batch), and takes any height
    and width divisible by `stride`.
 
@@ -92,8 +92,14 @@ class Step:
     draws: Draws
     active: frozenset[str]  # names of the terms with a weight above zero
     reduce: Reduce = alone  # differentiable sum over ranks
+    shares: int = 1  # so many of one size make the joint batch: ranks, and the parts of their batches; this is one of them
     neighbours: Tensor | None = None  # (Q, k, 3, H, W): what was found for the method's `queries(step)`, nearest first
     cache: dict[str, Any] = field(default_factory=dict)  # features computed once, shared by the step's phases
+
+    @property
+    def joint_size(self) -> int:
+        """Pictures a domain of the joint batch."""
+        return self.shares * len(self.batches[0])
 
     def wants(self, *names: str) -> bool:
         """Whether any of these terms has a weight above zero."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from recollect.bundle import open_bundle
 from recollect.config import Run, overlay, preset
 from recollect.data.store import Store, write_store
 from recollect.testing import noise_batches
+from recollect.training import trainer as trainer_module
 from recollect.training.engine import fit
-from recollect.training.finite import NotFinite
+from recollect.training.finite import NotFinite, Watch
 from recollect.training.session import check_boxes, domains_of, suit, train
 from recollect.training.trainer import Trainer
 
@@ -159,10 +161,12 @@ def test_the_best_so_far_comes_along_to_a_new_place(run: Run, tmp_path: Path) ->
     assert open_bundle(again).digest == open_bundle(tmp_path / "half" / "best").digest
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "behind"), [("fp32", False), ("bf16", False), ("fp32", True)])
 def test_what_is_not_finite_stops_the_run_before_anything_is_trained_on_it(
-    run: Run, store: Store, tmp_path: Path, precision: str
+    run: Run, store: Store, tmp_path: Path, precision: str, behind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer_module, "Watch", partial(Watch, behind=behind))
+
     class Poisoned:
         def stream(self, start: int, stop: int) -> object:
             for step in range(start, stop):

@@ -38,9 +38,13 @@ def small(**model: object) -> Run:
     return preset("detector:tiny", data={"domains": DOMAINS.names, "size": 32}, model={**SMALL, **model})
 
 
+WAITS = "torchvision chooses boxes by what they score"
+
+
 class TestContract(TrainableContract):
     run = small(sampled_proposals=400)  # more than there are: pictures, and so ranks, have different numbers of them
     domains = DOMAINS
+    waits = WAITS
 
     def test_the_rank_check_notices_a_missing_reduction(self) -> None:
         run = self._exact()
@@ -50,6 +54,7 @@ class TestContract(TrainableContract):
 
 
 class TestContractOfTwoDomains(TrainableContract):
+    waits = WAITS
     domains = Domains(("sunny", "night"), DOMAINS.classes)
     run = overlay(small(), {"data.domains": domains.names})
 

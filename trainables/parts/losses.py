@@ -64,7 +64,8 @@ def memory_contrast(
         items: (N, C) keys or values.
         classes, item_class: (B, h, w) and (N,) int64; both or neither.
         positives: (B, h, w) int64 item indices that replace the nearest item (the values take those of the keys).
-        counted: what `class_counts` says of the joint batch (K + 1,), whose classes then weigh alike; None: of these pixels.
+        counted: what `class_counts` says (K,) of a share of the joint batch in the mean, over which classes then weigh alike;
+            None: of these pixels.
 
     >>> round(memory_contrast(torch.tensor([[[[1.0]], [[0.0]]]]), torch.eye(2), 1.0).item(), 4)  # log(1 + 1 / e)
     0.3133
@@ -114,13 +115,12 @@ def _cosines(features: Tensor, items: Tensor) -> Tensor:
 
 
 def class_counts(classes: Tensor, count: int) -> Tensor:
-    """How many of the pixels (B, h, w) are of each of K classes, and a 1: (K + 1,); its sum over ranks is of the joint batch.
+    """How many of the pixels (B, h, w) are of each of K classes: (K,).
 
     >>> class_counts(torch.tensor([[[0, 2]]]), 3).tolist()
-    [1.0, 0.0, 1.0, 1.0]
+    [1, 0, 1]
     """
-    member = F.one_hot(classes.flatten(), count)
-    return torch.cat([member.sum(0), member.new_ones(1)]).to(torch.get_default_dtype())
+    return F.one_hot(classes.flatten(), count).sum(0)
 
 
 def _mean_over_classes(losses: Tensor, classes: Tensor | None, item_class: Tensor | None, counted: Tensor | None) -> Tensor:
@@ -129,10 +129,9 @@ def _mean_over_classes(losses: Tensor, classes: Tensor | None, item_class: Tenso
         return losses.mean()
     assert item_class is not None, "classes of pixels need the classes of items"
     counted = class_counts(classes, int(item_class[-1]) + 1) if counted is None else counted
-    counts, ranks = counted[:-1].to(losses.dtype), counted[-1]
-    member = F.one_hot(classes.flatten(), len(counts)).to(losses.dtype)  # (P, K)
-    present = (counts > 0).sum()
-    return ranks * (losses @ member / counts.clamp_min(1)).sum() / present  # times ranks: gradients are averaged over them
+    member = F.one_hot(classes.flatten(), len(counted)).to(losses.dtype)  # (P, K)
+    counts = counted.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
+    return (losses @ member / counts).sum() / (counted > 0).sum()
 
 
 def nearest_items(scores: Tensor, classes: Tensor | None, item_class: Tensor | None) -> Tensor:

@@ -39,6 +39,7 @@ class Perceptual:
     def __init__(self, file: WeightsFile, field: str = "model.vgg16") -> None:
         self.file, self.field = file, field
         self._net: nn.Module | None = None
+        self._mean = self._deviation = torch.zeros(())
 
     def __call__(self, images: Tensor, references: Tensor) -> Tensor:
         """Mean squared distance of instance-normalised features; pictures (B, 3, H, W) in [-1, 1], at least 32 pixels a side.
@@ -53,20 +54,22 @@ class Perceptual:
 
     def _features(self, images: Tensor) -> Tensor:
         """Instance-normalised features (B, 512, H / 16, W / 16), in fp32 or better."""
-        if self._net is None:
-            self._net = self._load()
-        net = self._net.to(images)
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
-        features: Tensor = net(((images + 1) / 2 - mean) / deviation)
+        images = images if images.dtype == torch.float64 else images.float()
+        if self._net is None or self._mean.device != images.device or self._mean.dtype != images.dtype:
+            self._load(images)
+        assert self._net is not None
+        features: Tensor = self._net(((images + 1) / 2 - self._mean) / self._deviation)
         return F.instance_norm(features if features.dtype == torch.float64 else features.float())
 
-    def _load(self) -> nn.Module:
+    def _load(self, like: Tensor) -> None:
+        """Read the weights to where the pictures are."""
         weights = read_weights(self.file, self.field, SOURCE, prefix="features.")
         with torch.device("meta"):
             net: nn.Module = vgg16(weights=None).features[:RELU5_3]
         try:
-            net.load_state_dict(weights, assign=True)
+            net.load_state_dict({name: tensor.to(like) for name, tensor in weights.items()}, assign=True)
         except RuntimeError as error:
             text = " ".join(str(error).split())
             raise ValueError(f"{self.field}.path: {self.file.path} does not hold the weights {SOURCE} ({text})") from None
-        return net.eval().requires_grad_(False)
+        self._net = net.eval().requires_grad_(False)
+        self._mean, self._deviation = (torch.tensor(values).to(like)[:, None, None] for values in (MEAN, DEVIATION))

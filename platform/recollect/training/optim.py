@@ -32,7 +32,7 @@ def make_optimisers(model: Trainable, run: Run) -> dict[str, torch.optim.Optimiz
 def _make(net: nn.Module, config: Optimiser) -> torch.optim.Optimizer:
     parameters: Iterable[nn.Parameter] = net.parameters()
     if config.kind == "sgd":
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
     kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
     return kind(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)  # one pass over memory
 

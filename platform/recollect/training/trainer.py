@@ -105,7 +105,8 @@ class Trainer:
         """The step of that number, in parts, with its batches on the device; neighbours are still to be looked up."""
         batches = tuple(batch.to(self.device, self.dtype, self.run.engine.channels_last) for batch in batches)
         split = zip(*(batch.parts(self.run.engine.accumulate) for batch in batches), strict=True)
-        return tuple(Step(part, number, Draws(self.run.seed, number), self.active, self.ranks.reduce) for part in split)
+        draws, shares = Draws(self.run.seed, number), self.ranks.world * self.run.engine.accumulate
+        return tuple(Step(part, number, draws, self.active, self.ranks.reduce, shares) for part in split)
 
     def queries(self, step: Step) -> Queries | None:
         """What the method wants to look up for this step; may be asked before the step is the next one."""
