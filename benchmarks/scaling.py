@@ -175,7 +175,7 @@ class Sent:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def __call__(self, tensor: torch.Tensor) -> None:
+    def __call__(self, tensor: torch.Tensor, group: object = None, async_op: bool = False) -> None:
         self.sizes.append(tensor.numel() * tensor.element_size())
 
 

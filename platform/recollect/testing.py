@@ -255,7 +255,7 @@ class TrainableContract:
     def test_a_gpu_is_handed_a_step_without_being_waited_for(self) -> None:
         """Every tensor is where it is needed, and none is read before the step after it is handed over."""
         if self.waits:
-            pytest.skip(f"the device is waited for: {self.waits}")
+            pytest.skip("the device is waited for: " + self.waits)
         run = self._all_terms(self.run)
         with pretended_gpu() as device:
             trainer = Trainer(run, self.domains, device=str(device), search=noise_search)

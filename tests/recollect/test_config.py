@@ -95,7 +95,7 @@ def test_strings_are_json_where_they_can_be(tiny: Run) -> None:
         ("engin.steps=1", ["run has no 'engin'", "did you mean 'engine'?", "seed, weights"]),
         ("model.memory.items_per_class.cat=1", ["did you mean 'car'?", "background, car, person, sign"]),
         ("weights.con_q=1", ["run.weights has no 'con_q'", "con_k", "self_rec"]),
-        ("engine=1", ["'engine' is a section", "it holds: batch_size"]),
+        ("engine=1", ["'engine' is a section", "it holds: accumulate, batch_size"]),
         ("engine.steps.more=1", ["run.engine.steps is a value, not a section"]),
         ("engine.steps", ["is not of the form name=value", "engine.steps=500"]),
         ("engine.steps=many", ["engine.steps: ", "valid integer", "'many'"]),

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recollect.batch import Domains
 from recollect.config import Run, overlay, preset
-from recollect.testing import TrainableContract, noise_batches, train_ranks
+from recollect.testing import TrainableContract, largest_difference, noise_batches, train_ranks
 from recollect.trainable import Draws, Step
 from recollect.training.trainer import Trainer, build
 from trainables.cyclegan import CycleGAN, ImagePool, exchange
@@ -33,8 +33,8 @@ class TestContract(TrainableContract):
     random_styles = False
 
     def test_the_rank_check_notices_a_missing_sum(self) -> None:
-        with pytest.raises(AssertionError, match="a rank failed"):  # the second rank's slots lie outside its own batch
-            train_ranks(self._exact(), self.domains, 2, steps=1, unreduced=True)
+        (alone,) = train_ranks(self._exact(), self.domains, 1)
+        assert largest_difference(alone, train_ranks(self._exact(), self.domains, 2, unreduced=True)[0])[0] > 1e-3
 
 
 class TestContractWithoutAPool(TrainableContract):
