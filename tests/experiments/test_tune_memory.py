@@ -64,10 +64,8 @@ def test_a_search_whose_driver_is_killed_goes_on(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line_and_exit_2(tmp_path: Path) -> None:
-    for arguments, words in {
-        ("--method", "mguti:tiny"): "mguit:tiny",
-        ("--store", str(tmp_path / "none")): "recollect data",
-    }.items():
-        process = start(tmp_path / "search", *arguments)
+    mistakes = {("--method", "mguti:tiny"): "mguit:tiny", ("--store", str(tmp_path / "none")): "recollect data"}
+    started = [(start(tmp_path / "search", *arguments), words) for arguments, words in mistakes.items()]
+    for process, words in started:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 2 and words in output and "Traceback" not in output

@@ -332,7 +332,7 @@ def run_rank(rank: int, world: int, folder: str, forget: bool) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize("forget", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_say_what_one_says(tmp_path: Path, forget: bool) -> None:
     start = f"import runpy, sys; runpy.run_path({__file__!r})['run_rank'](int(sys.argv[1]), 2, {str(tmp_path)!r}, {forget})"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

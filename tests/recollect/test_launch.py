@@ -59,8 +59,11 @@ def test_two_workers_end_where_one_process_ends(run: Run, tmp_path: Path, capfd:
     assert [row["step"] for row in pair.metrics()] == [row["step"] for row in alone.metrics()]
     assert list((tmp_path / "pair" / "samples").glob("*.png")), "the samples come along"
 
-    further = overlay(run, {"engine.steps": 6})
-    again = launch.train(further, str(tmp_path / "ray"), "pair", TWO)  # the same name goes on
+
+@pytest.mark.slow
+def test_the_same_name_goes_on(run: Run, tmp_path: Path) -> None:
+    launch.train(run, str(tmp_path / "ray"), "pair", TWO)
+    again = launch.train(overlay(run, {"engine.steps": 6}), str(tmp_path / "ray"), "pair", TWO)
     launch.fetch(again, tmp_path / "further")
     steps = [row["step"] for row in open_bundle(tmp_path / "further" / "last").metrics() if "loss/self_rec" in row]
     assert steps == [2, 4, 6]

@@ -1,4 +1,7 @@
-"""Weights with the names and shapes of torchvision's published VGG16, drawn at random: the real ones are not ours to ship."""
+"""What the tests of methods share.
+
+Weights have the names and shapes of torchvision's published VGG16 and are drawn at random: the real ones are not ours to ship.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import vgg16
+
+from recollect.testing import LONG
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a variant of a method, what takes long is a slow test."""
+    for item in items:
+        if isinstance(item, pytest.Function) and getattr(item.cls, "variant", False) and item.originalname in LONG:
+            item.add_marker("slow")
 
 
 def published_vgg16() -> dict[str, Tensor]:

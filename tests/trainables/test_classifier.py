@@ -39,6 +39,7 @@ class TestContract(TrainableContract):
 
 
 class TestContractOfTwoDomains(TrainableContract):
+    variant = True
     domains = Domains(("dogs", "cats"), attributes=DOMAINS.attributes)
     run = overlay(small(), {"data.domains": domains.names, "model.attributes": ("Smiling", "Male")})
 

@@ -38,6 +38,7 @@ class TestContract(TrainableContract):
 
 
 class TestContractWithoutAPool(TrainableContract):
+    variant = True
     run = small(pool_size=0, downs=2, blocks=2)
     domains = DOMAINS
     random_styles = False

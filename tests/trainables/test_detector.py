@@ -54,6 +54,7 @@ class TestContract(TrainableContract):
 
 
 class TestContractOfTwoDomains(TrainableContract):
+    variant = True
     waits = WAITS
     domains = Domains(("sunny", "night"), DOMAINS.classes)
     run = overlay(small(), {"data.domains": domains.names})

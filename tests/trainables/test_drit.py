@@ -33,6 +33,7 @@ class TestContract(TrainableContract):
 
 
 class TestContractOfTheMlpForm(TrainableContract):
+    variant = True
     run = small(form="mlp", downs=2, gan="bce", d_iter=2)
     domains = DOMAINS
     guides = ("noise", "exemplar")

@@ -53,6 +53,7 @@ class TestWithAttributes(TrainableContract):
 
 
 class TestBetweenDomains(TrainableContract):
+    variant = True
     run = small(STREETS, attention=False)
     domains = STREETS
     guides = ("attributes", "noise", "exemplar")

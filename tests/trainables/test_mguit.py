@@ -56,6 +56,7 @@ class TestContract(TrainableContract):
 
 
 class TestContractOfTheConcatenatingGenerator(TrainableContract):
+    variant = True
     run = small(fusion="concat", downs=2, gan="bce", content_noise=0.1, style_norm="instance")
     domains = DOMAINS
     guides = ("noise", "exemplar", "values", "classes")
@@ -181,17 +182,23 @@ ABLATIONS = {
 }
 
 
-QUICK = ("single", "own")  # the others with the slow tests: two ranks each
-
-
-@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[] if arm in QUICK else pytest.mark.slow) for arm in ABLATIONS])
-def test_every_arm_of_the_ablation_trains_and_takes_the_same_step_on_two_ranks(arm: str) -> None:
-    contract = TestContract()
-    run = overlay(contract._exact(), ABLATIONS[arm])
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ABLATIONS)
+def test_every_arm_of_the_ablation_takes_the_same_step_on_two_ranks(arm: str) -> None:
+    run = overlay(TestContract()._exact(), ABLATIONS[arm])
     (alone,) = train_ranks(run, DOMAINS, 1)
     for rank in train_ranks(run, DOMAINS, 2):
         difference, name = largest_difference(alone, rank)
         assert difference < 1e-10, f"{name} differs by {difference}"
+
+
+@pytest.mark.parametrize("arm", ABLATIONS)
+def test_every_arm_of_the_ablation_trains_and_takes_the_same_step_in_parts(arm: str) -> None:
+    contract = TestContract()
+    run = overlay(contract._exact(), ABLATIONS[arm])
+    (whole,), (parts,) = (train_ranks(overlay(run, {"engine.accumulate": count}), DOMAINS, 1, steps=3) for count in (1, 2))
+    difference, name = largest_difference(whole, parts)
+    assert difference < 1e-10, f"{name} differs by {difference}"
     trainer = Trainer(overlay(contract._all_terms(small()), ABLATIONS[arm]), DOMAINS, device="cpu")
     terms = trainer.update(noise_batches(trainer.run, DOMAINS, trainer.model.stride, range(2)))
     without = {"con_k", "con_v"} if arm == "none" else set()

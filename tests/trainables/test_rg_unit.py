@@ -52,6 +52,7 @@ class TestContract(TrainableContract):
 
 
 class TestRandomControl(TrainableContract):
+    variant = True
     run = small(guidance="random")
     domains = DOMAINS
     guides = ("attributes", "noise", "exemplar", "neighbours")
