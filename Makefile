@@ -30,7 +30,7 @@ demo: $(READY)  ## the whole line: data, search, training, evaluation, report, e
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_KEEP),--keep) $(DEMO_ARGS)
 
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow and not cluster' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow and not cluster' -n 2 --dist loadfile --durations=10 $(addprefix --ignore=,$(ON_RAY))
 	$(BIN)/python -m pytest -q -m 'not slow and not cluster' --durations=10 $(ON_RAY)
 
 test-slow: $(READY)  ## the slow tests

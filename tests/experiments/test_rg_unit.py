@@ -130,6 +130,7 @@ def test_the_grid_shows_what_guided_the_reference(outcomes: list[Outcome], told:
     assert len({picture.numpy().tobytes() for picture in found}) > 2
 
 
+@pytest.mark.slow
 def test_what_another_classifier_judged_is_judged_again(
     outcomes: list[Outcome], store: str, storage: Path, tmp_path: Path
 ) -> None:

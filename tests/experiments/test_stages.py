@@ -129,6 +129,7 @@ def test_a_changed_stage_makes_what_starts_from_it_new_and_nothing_else(store: s
     assert len(set(places)) == 6
 
 
+@pytest.mark.slow
 def test_what_starts_from_a_failed_run_says_so_and_is_not_started(store: str, tmp_path: Path) -> None:
     arms = changed(chain.arms(store), 2, ["gmm:optimisers.default.lr=1e38"])
     for parallel in (1, 2):

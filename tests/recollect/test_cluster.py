@@ -53,9 +53,8 @@ def run(code: str, folder: Path, *arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize(
-    "by, tokens", [("argument", {}), pytest.param("RAY_ADDRESS", {"RAY_AUTH_MODE": "disabled"}, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("by, tokens", [("argument", {}), ("RAY_ADDRESS", {"RAY_AUTH_MODE": "disabled"})])
+@pytest.mark.slow
 def test_a_joined_cluster_runs_the_code_of_the_driver(by: str, tokens: dict[str, str], tmp_path: Path) -> None:
     known = {**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", **tokens}
     pipe = subprocess.PIPE

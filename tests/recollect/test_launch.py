@@ -102,6 +102,7 @@ def train_workers() -> list[int]:
     return processes.workers(session, "RayTrainWorker")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_at_once_and_its_state_is_kept(run: Run, tmp_path: Path) -> None:
     wild = run.model_copy(update={"optimisers": {"default": Optimiser(kind="sgd", lr=1e200)}})
     with pytest.raises(NotFinite, match=r"step \d.* is not finite.*kept as") as caught:

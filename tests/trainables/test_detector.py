@@ -118,6 +118,7 @@ def test_pictures_without_boxes_and_boxes_without_extent() -> None:
         torch.testing.assert_close(value, negatives[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_what_it_learns_it_finds_and_a_picture_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     """Four pictures by heart: boxes are found, with their class and in their place, and hardly anything else is."""
     build_streets(tmp_path / "store", size=64, train=4, val=1, test=1, references=1)
