@@ -233,8 +233,8 @@ steps longer. The numbers are in [scaling.json](scaling.json); what they say of 
 - **A trial of Ray Tune** takes {tune["trial_s"]:.1f} s, {tune["beyond_training_s"]:.1f} s beyond the same training in one
   process. One trial at a time: searches of {counts} trials took {walls} s.
 - **All-reduce**: a step of `{step["preset"]}` ({step["parameters"] / 1e6:.1f} million parameters) sends {len(step["messages"])}
-  messages, {step["bytes"] / 1e6:.1f} MB a rank before the algorithm's factor: each phase's gradients and terms in one bucket
-  ({largest}), and sums over the joint batch.
+  messages, {step["bytes"] / 1e6:.1f} MB a rank before the algorithm's factor: gradients in buckets of 25 MB (the largest:
+  {largest}), which go out during the backward pass, and sums over the joint batch.
 - **Operations**: {step["flops"] / 1e12:.1f} TFLOP for {step["pictures"]} pictures of {step["size"]} px, counted at
   {step["counted_at"]} px and scaled by the number of pixels.
 - **Decoding**: {numbers["feed"]["cpu_s_per_picture"] * 1e3:.1f} CPU ms for a PNG of {numbers["feed"]["size"]} px.

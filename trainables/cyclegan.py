@@ -33,7 +33,7 @@ from recollect.batch import Domains, Guide, Translation
 from recollect.config import Choice, ModelConfig, Range, Weights
 from recollect.objective import Terms
 from recollect.trainable import Draws, Part, Phase, Step, Translator, refuse
-from trainables.parts.blocks import ResBlock, conv, deconv, initialise
+from trainables.parts.blocks import InstanceNorm, ResBlock, conv, deconv, initialise
 from trainables.parts.critics import telling_apart
 from trainables.parts.losses import adversarial
 from trainables.parts.passes import in_one_pass
@@ -103,7 +103,7 @@ def _patch_critic(width: int, layers: int) -> nn.Sequential:
     strides = [2] * (layers - 1) + [1]
     body: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
     for a, b, stride in zip(sizes, sizes[1:], strides, strict=False):
-        body += [nn.Conv2d(a, b, 4, stride, 1), nn.InstanceNorm2d(b), nn.LeakyReLU(0.2)]
+        body += [nn.Conv2d(a, b, 4, stride, 1), InstanceNorm(), nn.LeakyReLU(0.2)]
     return nn.Sequential(*body, nn.Conv2d(sizes[-1], 1, 4, 1, 1))
 
 
@@ -311,5 +311,7 @@ class CycleGAN(Translator):
             )
         joint = fakes.new_zeros(2, step.joint_size, *fakes.shape[2:])
         for x, batch in enumerate(step.batches):
-            joint[x, list(batch.slots)] = fakes[x]
+            first = batch.slots[0]
+            assert batch.slots == tuple(range(first, first + len(batch))), "a share of the joint batch is in one piece"
+            joint[x, first : first + len(batch)] = fakes[x]
         return step.reduce(joint)

@@ -240,10 +240,9 @@ class Detector(Trainable):
         proposals, losses = self.net.rpn(where, features, targets)
         losses |= self.net.roi_heads(features, proposals, where.image_sizes, targets)[1]
         self.anchor_sampler.generators = self.proposal_sampler.generators = ()
-        shares = {
-            sampler: _share(images.new_tensor(float(sampler.taken)), step)
-            for sampler in (self.anchor_sampler, self.proposal_sampler)
-        }
+        samplers = (self.anchor_sampler, self.proposal_sampler)
+        taken = images.new_tensor([float(sampler.taken) for sampler in samplers])
+        shares = dict(zip(samplers, taken * step.shares / step.reduce(taken), strict=True))  # of the joint batch's draws
         by = {"objectness": self.anchor_sampler, "rpn_box_reg": self.anchor_sampler}
         names = [name for name in DetectorWeights.model_fields if step.wants(name)]
         return {name: losses[f"loss_{name}"] * shares[by.get(name, self.proposal_sampler)] for name in names}
@@ -281,11 +280,6 @@ class Detector(Trainable):
             proposals, _ = self.net.rpn(where, features)
             found, _ = self.net.roi_heads(features, proposals, where.image_sizes)
         return tuple(Detections(one["boxes"], one["scores"], one["labels"]) for one in found)
-
-
-def _share(count: Tensor, step: Step) -> Tensor:
-    """What turns this rank's mean over `count` draws into its part of the joint mean, whose average over ranks is taken."""
-    return count * step.shares / step.reduce(count)
 
 
 def _target(boxes: Tensor, labels: Tensor, like: Tensor) -> dict[str, Tensor]:

@@ -359,9 +359,9 @@ class MGUIT(Translator):
         """All eight terms of eq. 9 for encoders and generators."""
         images = [batch.images for batch in step.batches]
         classes = [self._classes(batch.classes, image) for batch, image in zip(step.batches, images, strict=True)]
+        counted = self._counted(step, classes)  # before anything that costs: parts of a batch are asked for it first
         contents = self.content_encoder.together(images, (0, 1))
         styles = [self.style_encoder(image, x) for x, image in enumerate(images)]
-        counted = self._counted(step, classes)
         written = self.memory.update(contents, [unit(s) for s in styles], classes, step.reduce)
         state = written if self.config.memory.order == "update-read" else self.memory.stored()
         terms = {name: images[0].new_zeros(()) for name in self._translation_terms() if step.wants(name)}

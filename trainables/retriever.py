@@ -97,7 +97,8 @@ class Retriever(Trainable):
         config: the networks, the negatives and the margin.
         domains: the domains and attributes of the data, which the parent was trained on too.
 
-    Raises ValueError where a rank's share of the batch is odd. Everything obeys `step.reduce`: pairs lie within a rank.
+    Raises ValueError where a share of the batch (a worker's, or a part of it) is odd. Everything obeys `step.reduce`: pairs lie
+    within a share.
     """
 
     Config = RetrieverConfig
@@ -182,8 +183,8 @@ class Retriever(Trainable):
         for batch in step.batches:
             if len(batch) % 2:
                 raise ValueError(
-                    f"the retriever takes its negatives from pairs of pictures, and a rank has {len(batch)}; make "
-                    "engine.batch_size an even number a worker"
+                    f"the retriever takes its negatives from pairs of pictures, and a share of its batch has {len(batch)}; make "
+                    "engine.batch_size a multiple of twice the number of workers, times engine.accumulate"
                 )
         task = self.translator.task(step)
         if self.config.targets == "flip":

@@ -135,8 +135,10 @@ def train_ranks(run: Run, domains: Domains, world: int, steps: int = 2, unreduce
         outs = [f"{folder}/{rank}.safetensors" for rank in range(world)]
         if world == 1:
             threads = torch.get_num_threads()
-            _train_rank(0, 1, "", job, outs[0])
-            torch.set_num_threads(threads)
+            try:
+                _train_rank(0, 1, "", job, outs[0])
+            finally:
+                torch.set_num_threads(threads)
             return [load_file(outs[0])]
         processes = [
             context.Process(target=_train_rank, args=(rank, world, f"{folder}/meeting", job, outs[rank])) for rank in range(world)
@@ -184,6 +186,7 @@ class TrainableContract:
     domains: ClassVar[Domains]
     variant: ClassVar[bool] = False  # a form of a method that another class tests whole: what takes long is left to slow tests
     guides: ClassVar[tuple[str, ...]] = ()  # the guides that the method understands, for the check that it refuses the others
+    together: ClassVar[int] = 1  # pictures that a part of a batch has at least
     waits: ClassVar[str] = ""  # why a step has to read numbers from the device, where it has to
     random_styles: ClassVar[bool] = True  # False: one translation a picture, and `sample_guide` says so in a ValueError
 
@@ -213,7 +216,7 @@ class TrainableContract:
         full = trainer.run
         for name, _ in full.weights:
             trainer.run = overlay(full, {f"weights.{name}": 0.0})
-            trainer.active = active(trainer.run.weights)
+            trainer.active, trainer.step = active(trainer.run.weights), 0  # when every phase runs
             assert name not in trainer.update(self._batches(trainer))
 
     def test_every_net_learns_and_only_in_its_own_phases(self) -> None:
@@ -241,7 +244,7 @@ class TrainableContract:
     def test_two_ranks_take_the_step_of_one_process(self) -> None:
         run = self._exact()
         (alone,) = train_ranks(run, self.domains, 1)
-        for rank in train_ranks(run, self.domains, 2):
+        for rank in train_ranks(overlay(run, {"engine.channels_last": True}), self.domains, 2):  # in either memory format
             difference, name = largest_difference(alone, rank)
             assert difference < 1e-10, f"{name} differs by {difference}"
 
@@ -256,7 +259,7 @@ class TrainableContract:
         assert largest_difference(*states)[0] == 0
 
     def test_a_batch_in_parts_takes_the_step_of_the_whole(self) -> None:
-        runs = [overlay(self._exact(), {"engine.accumulate": count}) for count in (1, 2)]
+        runs = [overlay(self._exact(), {"engine.accumulate": count}) for count in (1, 4 // self.together)]
         (whole,), (parts,) = (train_ranks(run, self.domains, 1) for run in runs)
         difference, name = largest_difference(whole, parts)
         assert difference < 1e-10, f"{name} differs by {difference}"

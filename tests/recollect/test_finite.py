@@ -24,7 +24,7 @@ def late(kind: str = "adam") -> Trainer:
         data={"domains": DOMAINS.names, "size": 32},
         model={**SMALL, "memory": memory},
         optimisers={"default": {"kind": kind, "momentum": 0.5}} if kind == "sgd" else {"default": {"kind": kind}},
-        engine={"batch_size": 2, "ema": 0.0},
+        engine={"batch_size": 2, "ema": 0.9},
     )
     trainer = Trainer(run, DOMAINS, device="cpu")
     trainer.watch = Watch(trainer.device, behind=True)
@@ -41,6 +41,8 @@ def batches(trainer: Trainer, step: int, poisoned: bool = False) -> tuple[Batch,
 def everything(trainer: Trainer) -> dict[str, Tensor]:
     """Weights, buffers and the optimisers' state."""
     found = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert trainer.ema is not None
+    found |= {f"ema/{name}": tensor.clone() for name, tensor in trainer.ema.state_dict().items()}
     for net, optimiser in trainer.optimisers.items():
         for index, state in optimiser.state_dict()["state"].items():
             found |= {f"{net}/{index}/{name}": value.clone() for name, value in state.items() if isinstance(value, Tensor)}

@@ -192,6 +192,14 @@ def test_every_arm_of_the_ablation_takes_the_same_step_on_two_ranks(arm: str) ->
         assert difference < 1e-10, f"{name} differs by {difference}"
 
 
+def test_two_ranks_with_their_batches_in_parts_take_the_step_of_one_process() -> None:
+    run = overlay(TestContract()._exact(), ABLATIONS["revived"])
+    (alone,) = train_ranks(run, DOMAINS, 1)
+    for rank in train_ranks(overlay(run, {"engine.accumulate": 2}), DOMAINS, 2):
+        difference, name = largest_difference(alone, rank)
+        assert difference < 1e-10, f"{name} differs by {difference}"
+
+
 @pytest.mark.parametrize("arm", ABLATIONS)
 def test_every_arm_of_the_ablation_trains_and_takes_the_same_step_in_parts(arm: str) -> None:
     contract = TestContract()

@@ -42,6 +42,7 @@ def small(**model: object) -> Run:
 
 
 class TestContract(TrainableContract):
+    together = 2  # it learns from pairs
     run = small()
     domains = DOMAINS
 

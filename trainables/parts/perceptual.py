@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models import vgg16
 
 from recollect.pretrained import WeightsFile, read_weights
+from trainables.parts.blocks import instance_norm
 
 SOURCE = (
     "of torchvision's VGG16 (VGG16_Weights.IMAGENET1K_V1, vgg16-397923af.pth) as safetensors: "
@@ -59,7 +59,7 @@ class Perceptual:
             self._load(images)
         assert self._net is not None
         features: Tensor = self._net(((images + 1) / 2 - self._mean) / self._deviation)
-        return F.instance_norm(features if features.dtype == torch.float64 else features.float())
+        return instance_norm(features if features.dtype == torch.float64 else features.float())
 
     def _load(self, like: Tensor) -> None:
         """Read the weights to where the pictures are."""

@@ -43,6 +43,12 @@ class _Sums:
             raise _AsksForMore
         return self.known[index]
 
+    def _end(self) -> Tensor:
+        """The summand that was given last; no graph is kept."""
+        last = self.given[-1]
+        self.given = []
+        return last
+
     def ask(self, call: Callable[[Step], _Answer], part: Step) -> _Answer:
         """What `call` says of a part, whose cache stays as it was unless the answer is whole."""
         self.given = []
@@ -51,13 +57,20 @@ class _Sums:
         part.cache.update(attempt.cache)
         return answer
 
+    def others(self, call: Callable[[Step], _Answer], part: Step) -> _Answer:
+        """What `call` says of a part when all sums are known."""
+        try:
+            return self.ask(call, part)
+        except _AsksForMore:
+            raise AssertionError("one part of a batch asks for a sum that another does not ask for") from None
+
     def summand(self, call: Callable[[Step], object], part: Step, index: int) -> Tensor:
         """What a part gives to the sum of this index."""
         self.up_to = index
         try:
             self.ask(call, part)
         except _AsksForMore:
-            return self.given[-1]
+            return self._end()
         finally:
             self.up_to = None
         raise AssertionError("one part of a batch asks for a sum that another does not ask for")
@@ -68,13 +81,12 @@ class _Sums:
             try:
                 return self.ask(call, parts[0])
             except _AsksForMore:
-                own = self.given[-1]
+                total = self._end().detach().clone()
             with torch.no_grad():
-                total, index = own.detach().clone(), len(self.known)
                 for part in parts[1:]:
-                    total += self.summand(call, part, index)
+                    total += self.summand(call, part, len(self.known))
                 total = self.reduce(total)
-            self.known.append(total.requires_grad_(own.requires_grad))
+            self.known.append(total.requires_grad_(total.is_floating_point()))  # the same on every rank and in every part
 
 
 def accumulated(
@@ -94,7 +106,7 @@ def accumulated(
     found: Terms = {}
     grads: list[Tensor | None] = [None] * len(parameters)  # then those of the sums
     for number, part in enumerate(parts):
-        own = sums.ask(terms, part) if number else sums.first(terms, parts)
+        own = sums.first(terms, parts) if number == 0 else sums.others(terms, part)
         if not own:  # every term has weight zero
             return {}, grads
         joined = [total for total in sums.known if total.requires_grad]
@@ -123,7 +135,8 @@ def _through_sums(
         before = [sums.known[place] for place in places[:order]]
         for part in parts:
             summand = sums.summand(terms, part, places[order])
-            _add(grads, torch.autograd.grad(summand, [*parameters, *before], grad, allow_unused=True))
+            if summand.requires_grad:
+                _add(grads, torch.autograd.grad(summand, [*parameters, *before], grad, allow_unused=True))
 
 
 def _add(grads: list[Tensor | None], more: Sequence[Tensor | None]) -> None:

@@ -27,6 +27,7 @@ from recollect.config import Run
 from recollect.trainable import Embedder, Search
 from recollect.training.card import card_of
 from recollect.training.finite import NotFinite
+from recollect.training.heap import keep_freed_memory
 from recollect.training.mlflow import Sink
 from recollect.training.optim import rate, trained_nets
 from recollect.training.sync import Ranks
@@ -91,6 +92,8 @@ def fit(
     if run.engine.threads:
         torch.set_num_threads(run.engine.threads)
     trainer = Trainer(run, domains, ranks)
+    if trainer.device.type == "cpu":
+        keep_freed_memory()
     history = trainer.resume(resume, parents or {}) if resume is not None else trainer.begin()
     if resume is not None and trainer.ranks.rank == 0 and not (directory / "best").exists():
         trainer.best = _bring_best(resume.parent / "best", directory / "best", trainer.best)

@@ -88,6 +88,12 @@ def train(
             else f"every number of workers must divide it, and {odd[0]} does not"
         )
         raise ValueError(f"engine.batch_size={joint} is the joint batch; {which}")
+    parts = run.engine.accumulate
+    if odd := [count for count in counts if joint // count % parts]:
+        raise ValueError(
+            f"engine.accumulate={parts} does not divide the {joint // odd[0]} pictures of engine.batch_size={joint} that each of "
+            f"{odd[0]} workers has"
+        )
     each = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
     trainer = TorchTrainer(
         _worker,

@@ -55,7 +55,7 @@ class Group(Ranks):
     def __init__(self) -> None:
         assert dist.is_initialized(), "torch.distributed has no process group yet"
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._aside: Any = None  # a group of its own: sums inside the backward pass must not meet the buckets
+        self._aside: Any = dist.new_group()  # sums inside the backward pass must not meet the buckets
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Sum over ranks; its gradient is the sum of the ranks' gradients."""
@@ -69,8 +69,6 @@ class Group(Ranks):
 
     def sum_aside(self, flat: Tensor) -> Going | None:
         """Begin to sum over ranks, in place."""
-        if self._aside is None:
-            self._aside = dist.new_group()
         going: Going | None = dist.all_reduce(flat, group=self._aside, async_op=True)
         return going
 
@@ -139,7 +137,7 @@ class Gradients:
         """Take gradients that are there already."""
         self.parameters += parameters
         for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = torch.zeros_like(parameter) if grad is None else grad
+            parameter.grad = torch.zeros_like(parameter) if grad is None else _laid_out_as(parameter, grad)
         if self.ranks.world > 1:
             buckets = _buckets(parameters)
             while buckets:
@@ -188,7 +186,12 @@ class _Bucket:
             self.going.wait()
         pieces = self.flat.div_(world).split_with_sizes([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+            parameter.grad = _laid_out_as(parameter, piece.view_as(parameter))
+
+
+def _laid_out_as(parameter: Tensor, grad: Tensor) -> Tensor:
+    """A gradient in the memory format of its parameter: fused optimisers take for granted that it is."""
+    return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> list[_Bucket]:

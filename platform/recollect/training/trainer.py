@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from recollect import bundle as bundles
 from recollect.batch import Batch, Domains
@@ -34,6 +34,7 @@ from recollect.training.finite import NotFinite, Watch
 from recollect.training.optim import make_optimisers, rate
 from recollect.training.sync import Gradients, Ranks
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 Parts = tuple[Step, ...]  # of one step: its batch, in parts of one size
 
 
@@ -69,9 +70,10 @@ class Trainer:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.ranks.broadcast(self.model)
         self.optimisers = make_optimisers(self.model, run)
+        self.watch = Watch(self.device)
         self.ema: AveragedModel | None = None
         if run.engine.ema:
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run.engine.ema))  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
         if run.engine.recompute:  # after the copy that is averaged, which is never trained
             recompute(self.model)
         if run.engine.compile:
@@ -82,7 +84,6 @@ class Trainer:
             nets = [net for part in phase.parts for net in part.nets]
             assert len(nets) == len(set(nets)), f"a net stands in two parts of phase {phase.name}"
         self.step, self.best = 0, None
-        self.watch = Watch(self.device)
         self._frozen = self.model.frozen_digest()
         share = run.engine.batch_size // self.ranks.world
         if share % run.engine.accumulate:
@@ -171,6 +172,8 @@ class Trainer:
         try:
             self.watch.check(self.step if before is None else before)
         except NotFinite as error:
+            if self.ema is not None:
+                self.ema.n_averaged -= self.step - error.step  # which averaged nothing
             self.step = error.step
             raise
 
@@ -215,6 +218,16 @@ class Trainer:
             optimiser.found_inf = self.watch.broken  # type: ignore[attr-defined]  # fused ones leave everything as it is then
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        """Move the averaged weights towards the current ones; not at all where something was not finite."""
+        if not self.watch.behind:
+            torch._foreach_lerp_(averaged, current, 1 - self.run.engine.ema)
+            return
+        share = (1 - self.run.engine.ema) * (1 - self.watch.broken)
+        for mean, new in zip(averaged, current, strict=True):
+            mean.lerp_(new, share.to(mean))
 
     @torch.no_grad()
     def _commit(self, parts: Parts) -> None:
