@@ -47,7 +47,7 @@ from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import DownBlock, GlobalStyleEncoder, Mlp, ResBlock, TailSharingEncoder, conv, deconv, initialise
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, telling_apart, undecided
-from trainables.parts.losses import Gan, adversarial, l1
+from trainables.parts.losses import Gan, adversarial, exact, l1
 from trainables.parts.passes import Drawing, by_domain, in_one_pass
 
 STYLE_RATE = 0.02  # of the running means
@@ -368,7 +368,7 @@ class DRIT(Translator):
                 images = [batch.images for batch in step.batches]
                 step.cache["contents"] = self._contents(images, (0, 1), step, "content")
         losses = [
-            F.cross_entropy(self.content_critic(content).float(), torch.full((len(content),), x, device=content.device))
+            F.cross_entropy(exact(self.content_critic(content)), torch.full((len(content),), x, device=content.device))
             for x, content in enumerate(step.cache["contents"])
         ]
         return {"critic_content": torch.stack(losses).sum()}

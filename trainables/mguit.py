@@ -56,7 +56,7 @@ from trainables.parts.blocks import (
     resize_to,
 )
 from trainables.parts.critics import ContentCritic, MultiScaleCritic, telling_apart, undecided
-from trainables.parts.losses import Gan, adversarial, class_counts, l1, memory_contrast, memory_triplet, nearest_items
+from trainables.parts.losses import Gan, adversarial, class_counts, exact, l1, memory_contrast, memory_triplet, nearest_items
 from trainables.parts.memory import ClassAwareMemory, MemoryState, unit
 from trainables.parts.passes import Drawing, by_domain, in_one_pass
 
@@ -460,7 +460,7 @@ class MGUIT(Translator):
         if not step.wants("critic_content"):
             return {}
         losses = [
-            F.cross_entropy(self.content_critic(content).float(), torch.full((len(content),), x, device=content.device))
+            F.cross_entropy(exact(self.content_critic(content)), torch.full((len(content),), x, device=content.device))
             for x, content in enumerate(step.cache["contents"])
         ]
         return {"critic_content": torch.stack(losses).mean()}

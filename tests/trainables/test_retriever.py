@@ -167,7 +167,7 @@ def test_the_released_easy_negatives_are_another_pictures_content_in_a_drawn_and
 
 def test_an_odd_share_is_refused(parent: Bundle) -> None:
     trainer = started(parent)
-    with pytest.raises(ValueError, match="an even number a worker"):
+    with pytest.raises(ValueError, match="pairs of pictures, and a share of its batch has 3; make engine.batch_size a multiple"):
         trainer.update(noise_batches(trainer.run, DOMAINS, trainer.model.stride, range(3), 0))
 
 

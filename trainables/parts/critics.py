@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.parts.blocks import conv
-from trainables.parts.losses import Gan, adversarial
+from trainables.parts.losses import Gan, adversarial, exact
 
 
 class MultiScaleCritic(nn.Module):
@@ -159,4 +159,4 @@ def undecided(logits: Tensor) -> Tensor:
     >>> round(undecided(torch.zeros(2, 2)).item(), 4)  # log 2: nothing better is possible
     0.6931
     """
-    return -logits.float().log_softmax(dim=-1).mean()
+    return -exact(logits).log_softmax(dim=-1).mean()

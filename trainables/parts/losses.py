@@ -13,9 +13,14 @@ from trainables.parts.memory import unit
 Gan = Literal["bce", "lsgan"]
 
 
+def exact(x: Tensor) -> Tensor:
+    """`x` in fp32 or better: what losses are made of."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute difference, in fp32 or better."""
-    return (a - b).abs().mean() if a.dtype == torch.float64 else (a.float() - b.float()).abs().mean()
+    return (exact(a) - exact(b)).abs().mean()
 
 
 def adversarial(logits: list[Tensor], target: float, kind: Gan) -> Tensor:
@@ -27,8 +32,9 @@ def adversarial(logits: list[Tensor], target: float, kind: Gan) -> Tensor:
     tensor(1.)
     """
     if kind == "lsgan":
-        return torch.stack([(x.float() - target).square().mean() for x in logits]).sum()
-    return torch.stack([F.binary_cross_entropy_with_logits(x.float(), torch.full_like(x.float(), target)) for x in logits]).sum()
+        return torch.stack([(exact(x) - target).square().mean() for x in logits]).sum()
+    answers = [exact(x) for x in logits]
+    return torch.stack([F.binary_cross_entropy_with_logits(x, torch.full_like(x, target)) for x in answers]).sum()
 
 
 def misnamed(logits: list[Tensor], attributes: Tensor) -> Tensor:
@@ -39,8 +45,8 @@ def misnamed(logits: list[Tensor], attributes: Tensor) -> Tensor:
     >>> misnamed([torch.zeros(1, 2)], torch.ones(1, 2)).round(decimals=4)  # 2 log 2
     tensor(1.3863)
     """
-    exact = [x if x.dtype == torch.float64 else x.float() for x in logits]
-    losses = [F.binary_cross_entropy_with_logits(x, attributes.to(x), reduction="none") for x in exact]
+    answers = [exact(x) for x in logits]
+    losses = [F.binary_cross_entropy_with_logits(x, attributes.to(x), reduction="none") for x in answers]
     return torch.stack(losses).sum(dim=(0, 2)).mean()
 
 
