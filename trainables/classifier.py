@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from recollect.batch import Batch, Domains
+from recollect.batch import Batch, Domains, onto
 from recollect.config import Choice, ModelConfig, Weights, did_you_mean
 from recollect.objective import Terms
 from recollect.pretrained import WeightsFile, read_weights
@@ -178,7 +178,7 @@ class Classifier(Trainable):
         if not step.wants("bce"):
             return {}
         images = torch.cat([batch.images for batch in step.batches])
-        truth = torch.cat([self._truth(batch) for batch in step.batches]).to(images)
+        truth = onto(torch.cat([self._truth(batch) for batch in step.batches]), images.device, images.dtype)
         known = ~truth.isnan()
         losses = F.binary_cross_entropy_with_logits(self.logits(images), truth.nan_to_num(), reduction="none")
         total = step.reduce(known.sum().to(images)).clamp_min(1)  # nothing is known of a batch: there is nothing to learn

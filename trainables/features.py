@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recollect.batch import Batch, Domains
+from recollect.batch import Batch, Domains, onto
 from recollect.config import Choice, ModelConfig, Weights
 from recollect.objective import Terms
 from recollect.trainable import Part, Phase, Step, Trainable
@@ -146,7 +146,7 @@ class Features(Trainable):
             if batch.modes is not None:
                 known = batch.modes[batch.modes >= 0]
                 self._check_modes(known)
-                seen[index] = torch.bincount(known, minlength=self.config.modes).to(seen)
+                seen[index] = onto(torch.bincount(known, minlength=self.config.modes), seen.device, seen.dtype)
         self.seen_modes += step.reduce(seen)
 
     def _check_modes(self, known: Tensor) -> None:
@@ -157,7 +157,7 @@ class Features(Trainable):
         """The losses of the tasks; each is a mean over pictures of the joint batch of which the answer is known."""
         images = torch.cat([batch.images for batch in step.batches])
         places = self.body(images)
-        found, truth = places.mean((2, 3)), torch.cat([batch.domain for batch in step.batches]).to(images.device)
+        found, truth = places.mean((2, 3)), self._domains(step, images)
         terms: Terms = {}
         if step.wants("domain"):
             terms["domain"] = F.cross_entropy(self.answers(found, "domain"), truth)
@@ -166,7 +166,8 @@ class Features(Trainable):
         if step.wants("turned"):
             terms["turned"] = self._turned(step)
         if step.wants("counts") and "counts" in self.heads and all(batch.labels is not None for batch in step.batches):
-            terms["counts"] = F.smooth_l1_loss(self.answers(found, "counts"), self._counts(step.batches).to(found))
+            counts = onto(self._counts(step.batches), found.device, found.dtype)
+            terms["counts"] = F.smooth_l1_loss(self.answers(found, "counts"), counts)
         if step.wants("regions") and "regions" in self.heads:
             terms["regions"] = self._regions(step, places)
         if step.wants("attributes") and "attributes" in self.heads:
@@ -182,7 +183,9 @@ class Features(Trainable):
             chosen = [place for place, slot in enumerate(batch.slots) if (slot + step.number) % 2 == 0]
             slots = [batch.slots[place] for place in chosen]
             if chosen:
-                copies.append(tampered(batch.images[chosen], step.draws, slots, f"tamper/{index}"))
+                copies.append(
+                    tampered(torch.stack([batch.images[place] for place in chosen]), step.draws, slots, f"tamper/{index}")
+                )
         images = torch.cat(copies) if copies else step.batches[0].images[:0]
         said = self.answers(self.features(images), "domain") if len(images) else self._nothing("domain")
         answer = torch.full((len(said),), len(self.domains.names), device=said.device)
@@ -198,8 +201,12 @@ class Features(Trainable):
                     copies.append(batch.images[place].rot90(turn, (1, 2)))
                     turns.append(turn)
         said = self.answers(self.features(torch.stack(copies)), "turned") if copies else self._nothing("turned")
-        answer = torch.tensor(turns, dtype=torch.int64, device=said.device)
+        answer = onto(torch.tensor(turns, dtype=torch.int64), said.device, torch.int64)
         return _joint_mean(step, F.cross_entropy(said, answer, reduction="none"), torch.ones_like(said[:, 0]))
+
+    def _domains(self, step: Step, like: Tensor) -> Tensor:
+        """The domain of each picture (B,), where another tensor is."""
+        return onto(torch.cat([batch.domain for batch in step.batches]), like.device, torch.int64)
 
     def _nothing(self, task: str) -> Tensor:
         """What a head says of no picture; a rank whose share of the batch is small may have none to ask about."""
@@ -224,7 +231,8 @@ class Features(Trainable):
         return _joint_mean(step, -(shares[:, 1:] * said).sum(1), known)
 
     def _attributes(self, step: Step, found: Tensor) -> Tensor:
-        truth = torch.cat([batch.attributes for batch in step.batches if batch.attributes is not None]).to(found)
+        known_of = [batch.attributes for batch in step.batches if batch.attributes is not None]
+        truth = onto(torch.cat(known_of), found.device, found.dtype)
         known = ~truth.isnan()
         said = self.answers(found, "attributes")
         losses = F.binary_cross_entropy_with_logits(said, truth.nan_to_num(), reduction="none")
@@ -233,10 +241,10 @@ class Features(Trainable):
     def _modes(self, step: Step, found: Tensor) -> Tensor:
         """Cross entropy over the styles of each picture's own domain."""
         said = self.answers(found, "modes").view(len(found), -1, self.config.modes)
-        own = torch.cat([batch.domain for batch in step.batches]).to(found.device)
+        own = self._domains(step, found)
         modes = torch.cat([_modes_of(batch) for batch in step.batches])
         self._check_modes(modes)
-        modes = modes.to(found.device)
+        modes = onto(modes, found.device, modes.dtype)
         losses = F.cross_entropy(said[torch.arange(len(own)), own], modes.clamp_min(0), reduction="none")
         return _joint_mean(step, losses, (modes >= 0).to(found))
 

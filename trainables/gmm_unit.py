@@ -45,7 +45,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recollect.batch import Batch, Domains, Guide, Translation
+from recollect.batch import Batch, Domains, Guide, Translation, onto
 from recollect.config import Choice, ModelConfig, Range, Weights, did_you_mean
 from recollect.objective import Terms
 from recollect.pretrained import WeightsFile
@@ -312,8 +312,10 @@ class GMMUNIT(Translator):
         if "task" not in step.cache:
             parts = [self._task(index, batch, step) for index, batch in enumerate(step.batches)]
             images, own, wanted, first, second, kept = (torch.cat(column) for column in zip(*parts, strict=True))
-            moved = (own.to(images), wanted.to(images), (first, second), kept.to(images.device))
-            step.cache["task"] = Task(images, *moved, (own, wanted), bool(kept.any()))
+            on_device = [onto(labels, images.device, labels.dtype) for labels in (own, wanted, kept)]
+            own_there, wanted_there, kept_there = on_device
+            noise, here = (first, second), (own, wanted)
+            step.cache["task"] = Task(images, own_there, wanted_there, noise, kept_there, here, bool(kept.any()))
         task: Task = step.cache["task"]
         return task
 

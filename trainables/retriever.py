@@ -41,7 +41,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from recollect.batch import Domains
+from recollect.batch import Domains, onto
 from recollect.bundle import must_agree, open_parent
 from recollect.config import ModelConfig, Parent, Range, Weights
 from recollect.objective import Terms
@@ -155,8 +155,9 @@ class Retriever(Trainable):
             kind: F.triplet_margin_loss(anchor, near, self.embedding(*pair, noise(kind)), self.config.margin)
             for kind, pair in others.items()
         }
-        shares = torch.tensor([0.5 if kind in RELEASED_EASY else 1.0 for kind in losses], device=anchor.device)
-        return {"triplet": (torch.stack(list(losses.values())) * shares).sum() / shares.sum()}  # eq. 8
+        shares = {kind: 0.5 if kind in RELEASED_EASY else 1.0 for kind in losses}
+        total = torch.stack([share * losses[kind] for kind, share in shares.items()]).sum()
+        return {"triplet": total / sum(shares.values())}  # eq. 8
 
     def _kinds(self) -> tuple[str, ...]:
         """The kinds of negatives; the easy ones of the released code are two."""
@@ -171,10 +172,10 @@ class Retriever(Trainable):
         if kind == "easy_wanted":
             return content[other], style
         if kind == "easy_any":
-            return content[other], model.mixture.sample(self._labels(step, "easy", task.here[1]).to(task.own), task.noise[1])
+            return content[other], model.mixture.sample(self._moved_labels(step, "easy", task), task.noise[1])
         if kind == "medium":
             return self._encoded(model.decode(content[other], style, task.images[other]).images)
-        attributes = task.own if kind == "own" else self._labels(step, "wrong", task.here[1]).to(task.own)
+        attributes = task.own if kind == "own" else self._moved_labels(step, "wrong", task)
         drawn = model.mixture.sample(attributes, task.noise[1])
         return self._encoded(model.decode(content, drawn, task.images).images)
 
@@ -190,7 +191,11 @@ class Retriever(Trainable):
         if self.config.targets == "flip":
             return task
         wanted = self._labels(step, "target", task.here[0])
-        return replace(task, wanted=wanted.to(task.own), here=(task.here[0], wanted))
+        return replace(task, wanted=onto(wanted, task.own.device, task.own.dtype), here=(task.here[0], wanted))
+
+    def _moved_labels(self, step: Step, name: str, task: Task) -> Tensor:
+        """Attributes (B, S) at random other than those that are wanted."""
+        return onto(self._labels(step, name, task.here[1]), task.own.device, task.own.dtype)
 
     def _labels(self, step: Step, name: str, but: Tensor) -> Tensor:
         """Attributes (B, S) at random, by slot, other than these; on the host."""

@@ -95,10 +95,15 @@ def _values(batch: Batch) -> dict[str, Any]:
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    """Tensors, and tuples of them, on `device`; everything else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value
+    """A tensor on `device`; everything else as it is."""
+    return onto(value, torch.device(device), value.dtype) if isinstance(value, Tensor) else value
+
+
+def onto(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor on a device and in a dtype. A GPU takes it from pinned memory when it comes to it, and nobody waits."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device=device, dtype=dtype, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

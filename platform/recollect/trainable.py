@@ -27,7 +27,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from recollect.batch import Batch, Domains, Guide, Translation
+from recollect.batch import Batch, Domains, Guide, Translation, onto
 from recollect.config import ModelConfig, Weights
 from recollect.objective import Terms
 
@@ -80,7 +80,7 @@ class Draws:
     def normal(self, name: str, slots: Sequence[int], shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Standard normal draws (B, *shape), one generator a slot, on the device and in the dtype of `like`."""
         rows = [torch.randn(shape, generator=self.generator(name, slot)) for slot in slots]
-        return torch.stack(rows).to(device=like.device, dtype=like.dtype)
+        return onto(torch.stack(rows), like.device, like.dtype)
 
 
 @dataclass

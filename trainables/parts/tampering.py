@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recollect.batch import onto
 from recollect.trainable import Draws
 
 KINDS = ("darker", "lighter", "gamma", "flatter", "mixed")
@@ -41,7 +42,7 @@ def tampered(images: Tensor, draws: Draws, slots: Sequence[int], name: str = "ta
     times .2 to .6 around a level; mixed: channels exchanged, more or less saturated, by channel stronger or weaker.
     """
     changes = [colours(draws.generator(name, slot)) for slot in slots]
-    matrix, shift, gamma = (torch.stack(parts).to(images) for parts in zip(*changes, strict=True))
+    matrix, shift, gamma = (onto(torch.stack(parts), images.device, images.dtype) for parts in zip(*changes, strict=True))
     mixed = torch.einsum("bcd,bdhw->bchw", matrix, (images + 1) / 2) + shift[:, :, None, None]
     changed: Tensor = mixed.clamp(1e-4, 1).pow(gamma[:, None, None, None])
     return changed * 2 - 1

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from recollect import bundle as bundles
-from recollect.batch import Batch, Domains
+from recollect.batch import Batch, Domains, onto
 from recollect.config import Run, find_method
 from recollect.objective import Terms, active, weigh
 from recollect.pipeline import Pipeline
@@ -34,7 +34,6 @@ from recollect.training.finite import NotFinite, Watch
 from recollect.training.optim import make_optimisers, rate
 from recollect.training.sync import Gradients, Ranks
 
-_Tensors = tuple[Tensor, ...] | list[Tensor]
 Parts = tuple[Step, ...]  # of one step: its batch, in parts of one size
 
 
@@ -73,7 +72,7 @@ class Trainer:
         self.watch = Watch(self.device)
         self.ema: AveragedModel | None = None
         if run.engine.ema:
-            self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
+            self.ema = AveragedModel(self.model)
         if run.engine.recompute:  # after the copy that is averaged, which is never trained
             recompute(self.model)
         if run.engine.compile:
@@ -147,7 +146,7 @@ class Trainer:
 
     def found(self, pictures: Tensor) -> Tensor:
         """The neighbours (Q, k, 3, H, W) as the nets take them."""
-        return pictures.to(self.device, self.dtype)
+        return onto(pictures, self.device, self.dtype)
 
     def take(self, parts: Parts) -> dict[str, Tensor]:
         """Take a prepared step: its phases, the method's own state, the averaged weights.
@@ -162,7 +161,7 @@ class Trainer:
                 terms |= self.run_phase(phase, parts)
         self._commit(parts)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self._average(self.ema)
         self.step += 1
         self.settle(self.step - 1)
         return terms
@@ -220,14 +219,23 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        """Move the averaged weights towards the current ones; not at all where something was not finite."""
-        if not self.watch.behind:
+    def _average(self, ema: AveragedModel) -> None:
+        """Move the averaged weights towards the current ones; not at all where something was not finite.
+
+        AveragedModel's own way copies its count to the device, for which the host would wait.
+        """
+        averaged, current = (list[Tensor](module.parameters()) for module in (ema.module, self.model))
+        if ema.n_averaged == 0:
+            torch._foreach_copy_(averaged, current)
+        elif self.watch.behind:
+            share = (1 - self.run.engine.ema) * (1 - self.watch.broken)
+            for mean, new in zip(averaged, current, strict=True):
+                mean.lerp_(new, share.to(mean))
+        else:
             torch._foreach_lerp_(averaged, current, 1 - self.run.engine.ema)
-            return
-        share = (1 - self.run.engine.ema) * (1 - self.watch.broken)
-        for mean, new in zip(averaged, current, strict=True):
-            mean.lerp_(new, share.to(mean))
+        for kept, state in zip(ema.module.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(state)
+        ema.n_averaged += 1
 
     @torch.no_grad()
     def _commit(self, parts: Parts) -> None:
