@@ -182,7 +182,7 @@ class Classifier(Trainable):
         known = ~truth.isnan()
         losses = F.binary_cross_entropy_with_logits(self.logits(images), truth.nan_to_num(), reduction="none")
         total = step.reduce(known.sum().to(images)).clamp_min(1)  # nothing is known of a batch: there is nothing to learn
-        return {"bce": (losses * known).sum() * step.shares / total}  # averaged over ranks it is the mean over the joint batch
+        return {"bce": (losses * known).sum() * step.shares / total}  # in the mean over shares that of the joint batch
 
     def _truth(self, batch: Batch) -> Tensor:
         assert batch.attributes is not None, "data with attributes has them in every batch"

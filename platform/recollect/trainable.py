@@ -91,7 +91,7 @@ class Step:
     number: int
     draws: Draws
     active: frozenset[str]  # names of the terms with a weight above zero
-    reduce: Reduce = alone  # differentiable sum over ranks
+    reduce: Reduce = alone  # differentiable sum over the shares of the joint batch
     shares: int = 1  # so many of one size make the joint batch: ranks, and the parts of their batches; this is one of them
     neighbours: Tensor | None = None  # (Q, k, 3, H, W): what was found for the method's `queries(step)`, nearest first
     cache: dict[str, Any] = field(default_factory=dict)  # features computed once, shared by the step's phases
