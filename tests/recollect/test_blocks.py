@@ -44,6 +44,6 @@ def test_where_nothing_can_be_compiled_training_goes_on(
 
 @pytest.mark.slow
 def test_compiled_blocks_draw_what_they_drew() -> None:
-    plain, quick = trained(), trained(compile=True)
+    plain, quick = trained(precision="fp64"), trained(precision="fp64", compile=True)
     assert all(block._compiled_call_impl is not None for block in blocks(quick.model)) and list(blocks(quick.model))
-    assert largest_difference(plain.model.state_dict(), quick.model.state_dict())[0] < 1e-4
+    assert largest_difference(plain.model.state_dict(), quick.model.state_dict())[0] < 1e-10
