@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from recollect.training import sync
-from recollect.training.sync import Gradients, Ranks
+from recollect.training.sync import Gradients, Group, Ranks
 
 
 class Twin(Ranks):
@@ -94,3 +98,32 @@ def test_one_number_that_is_not_finite_is_seen(layers: nn.ModuleList, wrong: flo
     again = Gradients(Ranks())
     again.take(passed(layers, 6), parameters)
     assert again.finish(torch.ones(1))[1] and not again.finish(torch.tensor([wrong]))[1]
+
+
+def reach_differently(rank: int, folder: str) -> None:
+    """One of two ranks; the loss of the second does not reach the last layer, and both hold a sum over ranks."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    ranks, gradients = Group(), Gradients(Group())
+    hidden = first(torch.ones(3, 4))
+    joined = ranks.reduce(hidden.sum(0))
+    loss = (last(hidden).sum() if rank == 0 else hidden.sum()) * joined.mean()
+    gradients.take(loss, [*first.parameters(), *last.parameters()])
+    gradients.finish(torch.ones(1))
+    torch.save([p.grad for p in (*first.parameters(), *last.parameters())], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_that_reach_different_parameters_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=reach_differently, args=(rank, str(tmp_path))) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(map(torch.equal, one, other)) and all(grad.abs().sum() > 0 for grad in one)

@@ -340,3 +340,11 @@ def test_a_bundle_holds_nothing_of_vgg16_and_translates_without_its_file(tmp_pat
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     answer = Pipeline.open(tmp_path / "bundle")(image, "night").images
     assert answer.shape == image.shape
+
+
+def test_the_perceptual_loss_of_bf16_pictures_leaves_its_weights_as_they_are(vgg16_file: dict[str, str]) -> None:
+    file = WeightsFile(**vgg16_file)
+    one, other = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    used = Perceptual(file)
+    assert used(one.bfloat16(), other).isfinite()
+    assert torch.equal(used(one, other), Perceptual(file)(one, other))
