@@ -254,5 +254,5 @@ def _modes_of(batch: Batch) -> Tensor:
 
 
 def _joint_mean(step: Step, losses: Tensor, known: Tensor) -> Tensor:
-    """The mean over what is known in the JOINT batch, as a term that is averaged over ranks; 0 where nothing is known."""
+    """The mean over what is known in the JOINT batch, as a term that is averaged over its shares; 0 where nothing is known."""
     return (losses * known).sum() * step.shares / step.reduce(known.sum()).clamp_min(1)

@@ -312,10 +312,8 @@ class GMMUNIT(Translator):
         if "task" not in step.cache:
             parts = [self._task(index, batch, step) for index, batch in enumerate(step.batches)]
             images, own, wanted, first, second, kept = (torch.cat(column) for column in zip(*parts, strict=True))
-            on_device = [onto(labels, images.device, labels.dtype) for labels in (own, wanted, kept)]
-            own_there, wanted_there, kept_there = on_device
-            noise, here = (first, second), (own, wanted)
-            step.cache["task"] = Task(images, own_there, wanted_there, noise, kept_there, here, bool(kept.any()))
+            there = [onto(labels, images.device, labels.dtype) for labels in (own, wanted, kept)]
+            step.cache["task"] = Task(images, there[0], there[1], (first, second), there[2], (own, wanted), bool(kept.any()))
         task: Task = step.cache["task"]
         return task
 

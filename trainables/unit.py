@@ -39,7 +39,7 @@ from recollect.pretrained import WeightsFile
 from recollect.trainable import Part, Phase, Step, Translator, refuse
 from trainables.parts.blocks import ResBlock, content_layers, initialise, picture_layers
 from trainables.parts.critics import DomainCritics, telling_apart
-from trainables.parts.losses import Gan, adversarial, l1
+from trainables.parts.losses import Gan, adversarial, exact, l1
 from trainables.parts.passes import by_domain, in_one_pass
 from trainables.parts.perceptual import Perceptual
 
@@ -270,4 +270,4 @@ def tiled(noise: Tensor, like: Tensor) -> Tensor:
 
 def mean_square(mean: Tensor) -> Tensor:
     """The divergence of N(mean, 1) from N(0, 1) per latent number, times 2, as the released code counts it; fp32 or better."""
-    return mean.square().mean() if mean.dtype == torch.float64 else mean.float().square().mean()
+    return exact(mean).square().mean()

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainables.parts.losses import exact
+
 
 class Posterior(NamedTuple):
     """What E_s says of a picture's style: a diagonal Gaussian."""
@@ -62,7 +64,7 @@ class Mixture:
         >>> Mixture(1).kl(Posterior(one, math.log(0.25) * one), one[:, :1])  # the component itself
         tensor(0.)
         """
-        mean, logvar = (x if x.dtype == torch.float64 else x.float() for x in posterior)
+        mean, logvar = map(exact, posterior)
         variance = self.sigma**2
         apart = (mean - self.means(attributes).to(mean)).square()
         return ((math.log(variance) - logvar) + (logvar.exp() + apart) / variance - 1).sum(dim=1).mean() / 2

@@ -14,6 +14,7 @@ from torchvision.models import vgg16
 
 from recollect.pretrained import WeightsFile, read_weights
 from trainables.parts.blocks import instance_norm
+from trainables.parts.losses import exact
 
 SOURCE = (
     "of torchvision's VGG16 (VGG16_Weights.IMAGENET1K_V1, vgg16-397923af.pth) as safetensors: "
@@ -54,12 +55,12 @@ class Perceptual:
 
     def _features(self, images: Tensor) -> Tensor:
         """Instance-normalised features (B, 512, H / 16, W / 16), in fp32 or better."""
-        images = images if images.dtype == torch.float64 else images.float()
+        images = exact(images)
         if self._net is None or self._mean.device != images.device or self._mean.dtype != images.dtype:
             self._load(images)
         assert self._net is not None
         features: Tensor = self._net(((images + 1) / 2 - self._mean) / self._deviation)
-        return instance_norm(features if features.dtype == torch.float64 else features.float())
+        return instance_norm(exact(features))
 
     def _load(self, like: Tensor) -> None:
         """Read the weights to where the pictures are."""
