@@ -117,4 +117,8 @@ def test_what_can_never_fit_is_refused_at_once(run: Run, tmp_path: Path) -> None
         launch.train(run, str(tmp_path), "large", launch.Resources(workers=8))
     with pytest.raises(ValueError, match="2 workers must divide"):
         launch.train(overlay(run, {"engine.batch_size": 3}), str(tmp_path), "odd", TWO)
+    with pytest.raises(
+        ValueError, match="engine.accumulate=2 does not divide the 1 pictures of engine.batch_size=2 that each of 2"
+    ):
+        launch.train(overlay(run, {"engine.accumulate": 2}), str(tmp_path), "parts", TWO)
     assert time.monotonic() - began < 5
